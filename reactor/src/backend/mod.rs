@@ -1,0 +1,1 @@
+//! Production backend (see the room's page).
