@@ -1,0 +1,129 @@
+//! What the control core and the data cores of a node tell each other over the mesh.
+//!
+//! Control only: no client data takes this way. Every message is a `Box<CoreMsg>` inside the mesh's
+//! `Box<dyn Any + Send>`.
+
+use placement::{PgRecord, Pool};
+use reactor::Mono;
+use std::net::SocketAddr;
+use wire::{Epoch, NodeId, PgId, Revision, SessionId, SliceId};
+
+/// Where a member of a PG is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// The slice.
+    pub slice: SliceId,
+    /// Its node.
+    pub node: NodeId,
+    /// The node's running process, as far as known; `None` while it is down.
+    pub session: Option<SessionId>,
+    /// Its core's address.
+    pub addr: SocketAddr,
+}
+
+/// A PG of which this core owns a member, as the metadata store has it now.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PgUpdate {
+    /// Which.
+    pub pg: PgId,
+    /// Its pool.
+    pub pool: Pool,
+    /// The record.
+    pub record: PgRecord,
+    /// The record's modification revision, for compare-and-swap.
+    pub revision: Revision,
+    /// Every slice named in `acting`, `in_sync` and `target`, resolved.
+    pub members: Vec<Member>,
+}
+
+/// A PG's condition, as its primary's core reports it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PgReport {
+    /// Which.
+    pub pg: PgId,
+    /// Under which epoch.
+    pub epoch: Epoch,
+    /// `active+clean` and so on, see `placement::PgStat`.
+    pub state: String,
+    /// Objects on the primary.
+    pub objects: u64,
+    /// Object copies still to be recovered.
+    pub missing: u64,
+}
+
+/// Mesh messages of a node.
+#[derive(Debug)]
+pub enum CoreMsg {
+    // Control core to data cores.
+    /// A PG changed. Newer revisions replace older ones.
+    Pg(PgUpdate),
+    /// The PG no longer exists, or this core owns no member of it any more.
+    PgGone {
+        /// Which.
+        pg: PgId,
+    },
+    /// Until then (this node's clock, drift margin already taken off) primaries may serve.
+    Lease {
+        /// End of authority.
+        until: Mono,
+    },
+    /// The cluster and session this node runs under; sent once before the first `Pg`.
+    Identity {
+        /// This process.
+        session: SessionId,
+    },
+    /// Finish what is in flight, close the slices, answer `Stopped`.
+    Stop,
+
+    // Data cores to the control core.
+    /// The slice is open and can serve (or not).
+    SliceOpened {
+        /// Which.
+        slice: SliceId,
+        /// Usable bytes, or why it failed.
+        result: Result<u64, String>,
+    },
+    /// Where this core listens; sent once after start.
+    Listening {
+        /// The bound address.
+        addr: SocketAddr,
+    },
+    /// A PG's condition changed.
+    PgReport(PgReport),
+    /// A member now holds every acknowledged write: add it to `in_sync` if the record is still at this
+    /// epoch.
+    InSync {
+        /// The PG.
+        pg: PgId,
+        /// Under this epoch.
+        epoch: Epoch,
+        /// The member.
+        slice: SliceId,
+    },
+    /// A member cannot follow (it missed a write, or its store failed): give the PG a new epoch in which
+    /// it is not in sync.
+    OutOfSync {
+        /// The PG.
+        pg: PgId,
+        /// Under this epoch.
+        epoch: Epoch,
+        /// The member.
+        slice: SliceId,
+        /// The member's store cannot serve at all: leave it out of `acting` too.
+        failed: bool,
+    },
+    /// A peer's host refused our connection: its process is gone.
+    PeerRefused {
+        /// The peer.
+        node: NodeId,
+    },
+    /// Space and object counts of a slice, about once a second and when they changed.
+    SliceStat {
+        /// Which.
+        slice: SliceId,
+        /// Numbers.
+        stat: placement::SliceStat,
+    },
+    /// Everything is closed.
+    Stopped,
+}

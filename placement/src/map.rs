@@ -1,0 +1,285 @@
+//! The cluster map: the JSON values that the metadata store keeps, and their keys.
+//!
+//! | key | value | written by |
+//! |---|---|---|
+//! | `/cluster` | [`Cluster`] | the first node, once |
+//! | `/next-id` | [`NextId`] | pool and image creation |
+//! | `/pools/ID` | [`Pool`] | `pool create` / `rm` |
+//! | `/pool-names/NAME` | `ID` | with `/pools/ID`, in one transaction |
+//! | `/images/ID` | [`Image`] | `image create` / `resize` / `rm` |
+//! | `/image-names/NAME` | `ID` | with `/images/ID`, in one transaction |
+//! | `/nodes/ID` | [`Node`] | that node, at start |
+//! | `/live/ID` | [`Live`], bound to the node's lease, in memory | that node, at start |
+//! | `/stats/ID` | [`NodeStats`], bound to the node's lease, in memory | that node, when it changes |
+//! | `/pg/POOL/INDEX` | [`PgRecord`] | the director; the primary for `in_sync` |
+//!
+//! Numbers in keys are written with fixed width (`key::*`), so that key order is number order.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use wire::{
+    ClusterId, DiskUuid, Epoch, ImageId, NodeId, ObjectId, PgId, PoolId, SessionId, SliceId,
+};
+
+/// Keys of the metadata store.
+pub mod key {
+    use super::*;
+    /// [`Cluster`].
+    pub const CLUSTER: &str = "/cluster";
+    /// [`NextId`].
+    pub const NEXT_ID: &str = "/next-id";
+    /// Prefix of [`Pool`] keys.
+    pub const POOLS: &str = "/pools/";
+    /// Prefix of pool name keys.
+    pub const POOL_NAMES: &str = "/pool-names/";
+    /// Prefix of [`Image`] keys.
+    pub const IMAGES: &str = "/images/";
+    /// Prefix of image name keys.
+    pub const IMAGE_NAMES: &str = "/image-names/";
+    /// Prefix of [`Node`] keys.
+    pub const NODES: &str = "/nodes/";
+    /// Prefix of [`Live`] keys.
+    pub const LIVE: &str = "/live/";
+    /// Prefix of [`NodeStats`] keys.
+    pub const STATS: &str = "/stats/";
+    /// Prefix of [`PgRecord`] keys.
+    pub const PGS: &str = "/pg/";
+
+    /// Key of a pool.
+    pub fn pool(id: PoolId) -> String {
+        format!("{POOLS}{:010}", id.0)
+    }
+    /// Key of a pool's name.
+    pub fn pool_name(name: &str) -> String {
+        format!("{POOL_NAMES}{name}")
+    }
+    /// Key of an image.
+    pub fn image(id: ImageId) -> String {
+        format!("{IMAGES}{:020}", id.0)
+    }
+    /// Key of an image's name.
+    pub fn image_name(name: &str) -> String {
+        format!("{IMAGE_NAMES}{name}")
+    }
+    /// Key of a node.
+    pub fn node(id: NodeId) -> String {
+        format!("{NODES}{:010}", id.0)
+    }
+    /// Key of a node's liveness.
+    pub fn live(id: NodeId) -> String {
+        format!("{LIVE}{:010}", id.0)
+    }
+    /// Key of a node's statistics.
+    pub fn stats(id: NodeId) -> String {
+        format!("{STATS}{:010}", id.0)
+    }
+    /// Prefix of a pool's PG keys.
+    pub fn pgs_of(pool: PoolId) -> String {
+        format!("{PGS}{:010}/", pool.0)
+    }
+    /// Key of a PG.
+    pub fn pg(id: PgId) -> String {
+        format!("{PGS}{:010}/{:08}", id.pool.0, id.index)
+    }
+    /// The PG that a key names.
+    pub fn parse_pg(key: &str) -> Option<PgId> {
+        let (pool, index) = key.strip_prefix(PGS)?.split_once('/')?;
+        Some(PgId { pool: pool.parse().ok()?, index: index.parse().ok()? })
+    }
+    /// The number at the end of a node, live or stats key.
+    pub fn parse_node(key: &str) -> Option<NodeId> {
+        key.rsplit_once('/')?.1.parse().ok()
+    }
+}
+
+/// The cluster as a whole.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Drawn when the cluster was created.
+    pub id: ClusterId,
+    /// Creation time, milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// The next free identifiers; never reused.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NextId {
+    /// Next pool.
+    pub pool: PoolId,
+    /// Next image.
+    pub image: ImageId,
+}
+
+impl Default for NextId {
+    fn default() -> Self {
+        Self { pool: PoolId(1), image: ImageId(1) }
+    }
+}
+
+/// What two copies of an object may not share.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureDomain {
+    /// A host (a node).
+    #[default]
+    Host,
+    /// A disk: for tests and single-host installations.
+    Disk,
+}
+
+/// A pool.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its number.
+    pub id: PoolId,
+    /// Its name.
+    pub name: String,
+    /// Copies of each object.
+    pub copies: u8,
+    /// A PG with fewer live copies serves nothing.
+    pub min_copies: u8,
+    /// Placement groups.
+    pub pg_count: u32,
+    /// What copies may not share.
+    #[serde(default)]
+    pub failure_domain: FailureDomain,
+    /// The pool is being removed; its PGs go when no image is left.
+    #[serde(default)]
+    pub removing: bool,
+}
+
+/// An image (virtual disk).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// Its number.
+    pub id: ImageId,
+    /// Its name.
+    pub name: String,
+    /// Where its objects live.
+    pub pool: PoolId,
+    /// Size in bytes, a multiple of 4096.
+    pub size_bytes: u64,
+    /// Removal has begun: it can no longer be opened.
+    #[serde(default)]
+    pub removing: bool,
+    /// Creation time, milliseconds since 1970.
+    #[serde(default)]
+    pub created_ms: u64,
+}
+
+/// A slice of a disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Slice {
+    /// Its number.
+    pub id: SliceId,
+    /// Index into the node's `cores`: the core that owns it.
+    pub core: u16,
+    /// Usable bytes: its placement weight.
+    pub size_bytes: u64,
+}
+
+/// A disk of a node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its identity.
+    pub uuid: DiskUuid,
+    /// Its slices.
+    pub slices: Vec<Slice>,
+}
+
+/// A node as it registered at its last start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Host name: the failure domain.
+    pub host: String,
+    /// Where its control core listens.
+    pub control: SocketAddr,
+    /// Where each data core listens.
+    pub cores: Vec<SocketAddr>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// Software version.
+    #[serde(default)]
+    pub version: String,
+}
+
+/// A node is up: the key exists while its lease does.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Live {
+    /// The running process. A new session means that everything in memory was lost.
+    pub session: SessionId,
+}
+
+/// A PG's place in the cluster. The record is the configuration: whoever acts, acts under its epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PgRecord {
+    /// Rises with every change of `acting` or `primary`.
+    pub epoch: Epoch,
+    /// Where placement wants the copies, in order of preference for the primary.
+    pub target: Vec<SliceId>,
+    /// The members of this epoch: a write is acknowledged when all of them have it durably.
+    pub acting: Vec<SliceId>,
+    /// The member that serves; `None` when no in-sync member is live or too few members are.
+    pub primary: Option<SliceId>,
+    /// The process that may act as primary under this epoch: a restarted one has lost what was in
+    /// flight and needs a new epoch.
+    pub primary_session: Option<SessionId>,
+    /// Members (live or not) that hold every acknowledged write. Never empty once written to. A new
+    /// primary comes from here.
+    pub in_sync: Vec<SliceId>,
+}
+
+/// What a node says about itself, for `status`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct NodeStats {
+    /// PGs this node is primary of, by `POOL.INDEX`.
+    pub pgs: BTreeMap<String, PgStat>,
+    /// Its slices, by number.
+    pub slices: BTreeMap<String, SliceStat>,
+}
+
+/// A PG as its primary sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PgStat {
+    /// `active`, `peering`, `incomplete`…, with flags after `+`: `active+clean`, `active+degraded`.
+    pub state: String,
+    /// Epoch it is in that state.
+    pub epoch: Epoch,
+    /// Objects.
+    pub objects: u64,
+    /// Object copies still to be recovered.
+    pub missing: u64,
+}
+
+/// A slice as its owner sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct SliceStat {
+    /// Bytes it can hold.
+    pub size_bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Objects.
+    pub objects: u64,
+    /// `open`, `failed: …`.
+    pub state: String,
+}
+
+/// Objects that follow each other in a PG before the next PG is chosen: 4 MiB, so that sequential I/O
+/// keeps few connections busy at a time and still spreads over all PGs.
+pub const PG_STRIPE_OBJECTS: u64 = 32;
+
+/// The PG of an object.
+pub fn pg_of(object: ObjectId, pg_count: u32) -> PgId {
+    let mut hash = object.image.0 ^ 0x9e37_79b9_7f4a_7c15;
+    for word in [object.index / PG_STRIPE_OBJECTS, u64::from(object.pool.0)] {
+        // splitmix64's finalizer: published by Vigna as a good 64-bit mixer.
+        hash = hash.wrapping_add(word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        hash ^= hash >> 31;
+    }
+    PgId { pool: object.pool, index: (hash % u64::from(pg_count.max(1))) as u32 }
+}
