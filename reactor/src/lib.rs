@@ -9,6 +9,8 @@
 
 pub mod backend;
 pub mod buf;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod env;
 
 pub use buf::{Arena, IoBuf, NoBuffers};

@@ -1,0 +1,7 @@
+//! Scenarios of the `core` part.
+
+use super::Scenario;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    Vec::new()
+}

@@ -1,0 +1,1 @@
+//! What services tell the scenario that watches them.
