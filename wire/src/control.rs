@@ -7,6 +7,7 @@ use thiserror::Error;
 
 /// Who opens a connection.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum Role {
     /// A client library instance.
     Client,
@@ -16,6 +17,7 @@ pub enum Role {
 
 /// First message in both directions of every framed connection.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct Hello {
     /// The sender's cluster; a client that does not know yet sends `None` and takes the answer's.
     pub cluster: Option<ClusterId>,
@@ -31,6 +33,7 @@ pub struct Hello {
 
 /// A condition on one key, checked before a transaction's writes.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum Compare {
     /// The key's last modification is exactly this revision.
     ModRevision {
@@ -48,6 +51,7 @@ pub enum Compare {
 
 /// One write of a transaction.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum Write {
     /// Sets a key. `value` is JSON text.
     Put {
@@ -72,6 +76,7 @@ pub enum Write {
 
 /// A request to the metadata store.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum MetaRequest {
     /// All keys with a prefix (an exact key is its own prefix), linearizable.
     Range {
@@ -103,6 +108,7 @@ pub enum MetaRequest {
 
 /// A key with its value.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub struct KeyValue {
     /// The key.
     pub key: String,
@@ -116,6 +122,7 @@ pub struct KeyValue {
 
 /// The store's answer.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum MetaReply {
     /// To `Range`.
     Range {
@@ -150,6 +157,7 @@ pub enum MetaReply {
 
 /// One change of one key.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum Change {
     /// The key now has this value.
     Put(KeyValue),
@@ -162,6 +170,7 @@ pub enum Change {
 
 /// Everything that a control connection carries after `Hello`.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+#[rkyv(attr(allow(missing_docs)))]
 pub enum ControlMsg {
     /// Ask the metadata store; any node answers, forwarding when it must.
     Meta {

@@ -228,8 +228,11 @@ impl Header {
             return Err(HeaderError::Oversized { payload, max });
         }
         let crcs = raw.crc_count.to_native() as usize;
-        let expected =
-            if kind.has_block_crcs() { payload.div_ceil(crate::BLOCK_BYTES) } else { usize::from(payload > 0) };
+        let expected = if kind.has_block_crcs() {
+            payload.div_ceil(crate::BLOCK_BYTES)
+        } else {
+            usize::from(payload > 0)
+        };
         if crcs != expected {
             return Err(HeaderError::CrcCount { crcs, expected });
         }

@@ -117,8 +117,22 @@ uuid!(
 );
 
 /// A placement group of a pool.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    Serialize,
+    Deserialize,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 pub struct PgId {
     /// The pool.
     pub pool: PoolId,
@@ -133,8 +147,20 @@ impl fmt::Display for PgId {
 }
 
 /// An object: `OBJECT_BYTES` of an image at `index * OBJECT_BYTES`.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 pub struct ObjectId {
     /// The pool the image lives in; part of the key so that a slice can serve many pools.
     pub pool: PoolId,
@@ -155,8 +181,20 @@ impl fmt::Display for ObjectId {
 /// The counter rises by one with every change of the object; the epoch is the PG's epoch in which the
 /// change was made. Two changes made by different primaries can share a counter but never a stamp.
 /// The derived order (epoch first) is the order of authority inside one PG.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-#[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Debug,
+    Default,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 pub struct Version {
     /// PG epoch of the last change.
     pub epoch: Epoch,

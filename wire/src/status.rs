@@ -51,6 +51,9 @@ pub enum Status {
     /// The node is stopping.
     #[error("shutting down")]
     ShuttingDown = 14,
+    /// The member missed an earlier change of this object: it must be recovered before it can follow.
+    #[error("member is out of sync")]
+    OutOfSync = 15,
 }
 
 impl Status {
@@ -71,6 +74,7 @@ impl Status {
             11 => Self::WrongVersion,
             13 => Self::Exists,
             14 => Self::ShuttingDown,
+            15 => Self::OutOfSync,
             _ => Self::Unknown,
         }
     }
