@@ -1,13 +1,15 @@
 //! Messages of the control plane: the payload of `Hello` and `Control` frames, encoded with rkyv and
 //! decoded only through its checked API.
 
+// rkyv's derive gives its archived twins' fields no docs; every item written here has its own.
+#![allow(missing_docs)]
+
 use crate::{ClusterId, NodeId, Revision, SessionId, Status};
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 use thiserror::Error;
 
 /// Who opens a connection.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum Role {
     /// A client library instance.
     Client,
@@ -17,7 +19,6 @@ pub enum Role {
 
 /// First message in both directions of every framed connection.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub struct Hello {
     /// The sender's cluster; a client that does not know yet sends `None` and takes the answer's.
     pub cluster: Option<ClusterId>,
@@ -33,7 +34,6 @@ pub struct Hello {
 
 /// A condition on one key, checked before a transaction's writes.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum Compare {
     /// The key's last modification is exactly this revision.
     ModRevision {
@@ -51,7 +51,6 @@ pub enum Compare {
 
 /// One write of a transaction.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum Write {
     /// Sets a key. `value` is JSON text.
     Put {
@@ -76,7 +75,6 @@ pub enum Write {
 
 /// A request to the metadata store.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum MetaRequest {
     /// All keys with a prefix (an exact key is its own prefix), linearizable.
     Range {
@@ -108,7 +106,6 @@ pub enum MetaRequest {
 
 /// A key with its value.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub struct KeyValue {
     /// The key.
     pub key: String,
@@ -122,7 +119,6 @@ pub struct KeyValue {
 
 /// The store's answer.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum MetaReply {
     /// To `Range`.
     Range {
@@ -157,7 +153,6 @@ pub enum MetaReply {
 
 /// One change of one key.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum Change {
     /// The key now has this value.
     Put(KeyValue),
@@ -170,7 +165,6 @@ pub enum Change {
 
 /// Everything that a control connection carries after `Hello`.
 #[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
-#[rkyv(attr(allow(missing_docs)))]
 pub enum ControlMsg {
     /// Ask the metadata store; any node answers, forwarding when it must.
     Meta {
