@@ -1,0 +1,37 @@
+# The commands a person needs. Each installs what it lacks through `deploy/install-tools` (Debian packages by name).
+.PHONY: demo test bench sim lint header
+CARGO ?= cargo
+export CARGO_BUILD_JOBS ?= 2
+
+## make demo [KEEP=1]: build, start three nodes here, run fio through a node's death, print a table.
+demo: tools
+	$(CARGO) build --release -p cli -p drystone_fio
+	$(CARGO) run --release -q -p cli -- demo $(if $(KEEP),--keep)
+
+## make test: every test (cargo-nextest when present).
+test: tools
+	$(CARGO) build -p cli -p drystone -p drystone_fio
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --workspace --all-features --no-fail-fast; \
+	else \
+		$(CARGO) test --workspace --all-features; \
+	fi
+
+## make bench: the one-core figures; writes target/bench/results.json.
+bench: tools
+	$(CARGO) build --release -p cli -p drystone_fio -p bench
+	$(CARGO) run --release -q -p bench
+
+## make sim: the simulator's seeds and its proof that it sees.
+sim:
+	$(CARGO) run --release -q -p sim -- --replay-file sim/seeds.txt
+	$(CARGO) run --release -q -p sim -- --seeds 300
+
+## make lint: format, clippy with warnings denied, licences.
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+.PHONY: tools
+tools:
+	@deploy/install-tools
