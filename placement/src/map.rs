@@ -211,6 +211,9 @@ pub struct Node {
 pub struct Live {
     /// The running process. A new session means that everything in memory was lost.
     pub session: SessionId,
+    /// Slices of the node that cannot serve: not opened, or failed since. Their core has given them up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<SliceId>,
 }
 
 /// A PG's place in the cluster. The record is the configuration: whoever acts, acts under its epoch.
