@@ -1,1 +1,35 @@
-//! Production backend (see the room's page).
+//! The production environment: one loop per core on one io_uring.
+//!
+//! `core` is the loop, `ring` its io_uring, `disk_file` and `disk` the drives, `mesh` the rings between
+//! cores, `transport` the seam behind which `net-tcp` and `net-rdma` live. `launch` starts a node's cores
+//! on threads that glommio pins; `foreign` drives the same loop from somebody else's thread (fio, QEMU).
+//!
+//! Nothing outside this module and the transports names io_uring, glommio, sockets or threads. Start
+//! reading at `core`.
+
+mod clock;
+mod core;
+mod disk;
+mod disk_file;
+mod foreign;
+mod idle;
+mod launch;
+mod mesh;
+mod ring;
+mod rng;
+mod spsc;
+mod stats;
+mod timers;
+mod transport;
+
+pub use self::core::{CoreError, CoreOptions};
+pub use self::disk::DISK_OPS_MAX;
+pub use self::disk_file::{DiskFile, DiskOpenError};
+pub use self::foreign::ForeignCore;
+pub use self::launch::{
+    CorePlan, Cpu, LaunchError, Running, ServiceFactory, TransportFactory, allowed_cpus, launch,
+};
+pub use self::mesh::{OUTSIDE, Poster};
+pub use self::ring::Ring;
+pub use self::stats::{CoreStats, Counter, STALL_NS};
+pub use self::transport::{NoTransport, Transport, TransportIo};

@@ -1,0 +1,314 @@
+//! Disk operations of one core in flight: from `Disk::submit` to exactly one `DiskDone`.
+
+use super::disk_file::DiskFile;
+use super::ring::{Class, Completion, Ring};
+use super::stats::CoreStats;
+use crate::buf::IoBuf;
+use crate::env::{DiskError, DiskIndex, DiskInfo, DiskOp, Event, Full, IOV_MAX, Token};
+use io_uring::{opcode, squeue, types};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Disk operations of one core in flight, over all its disks: eight drives at depth 128, beyond which a
+/// drive only queues.
+pub const DISK_OPS_MAX: usize = 1024;
+/// Times an operation is submitted again after EINTR or EAGAIN before that counts as an error: a device
+/// that never gets beyond it would keep the loop busy for ever.
+const RETRIES_MAX: u8 = 100;
+
+struct InFlight {
+    disk: DiskIndex,
+    token: Token,
+    op: DiskOp,
+    /// Bytes done by earlier submissions of the same operation.
+    done: usize,
+    retries: u8,
+}
+
+#[derive(Default)]
+struct Slot {
+    op: Option<InFlight>,
+    /// What the kernel reads while the operation is in flight. Kept for reuse.
+    iovecs: Vec<libc::iovec>,
+}
+
+/// The disks of one core.
+pub(crate) struct Disks {
+    files: Vec<Arc<DiskFile>>,
+    /// Whether the ring knows the files by their index.
+    registered: bool,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    stats: Arc<CoreStats>,
+}
+
+/// What to do with an operation after a completion.
+enum Next {
+    Done(Result<(), DiskError>),
+    Again,
+}
+
+impl Disks {
+    pub(crate) fn new(files: Vec<Arc<DiskFile>>, ring: &mut Ring, stats: Arc<CoreStats>) -> Self {
+        let fds: Vec<_> = files.iter().map(|file| file.fd()).collect();
+        let registered = match ring.register_files(&fds) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "kernel refuses registered files; using plain descriptors");
+                false
+            }
+        };
+        let slots = if files.is_empty() { 0 } else { DISK_OPS_MAX };
+        Self {
+            files,
+            registered,
+            slots: (0..slots).map(|_| Slot::default()).collect(),
+            free: (0..slots as u32).rev().collect(),
+            stats,
+        }
+    }
+
+    pub(crate) fn info(&self, disk: DiskIndex) -> Option<DiskInfo> {
+        self.files.get(usize::from(disk.0)).map(|file| file.info())
+    }
+
+    /// Starts an operation. One that cannot even start completes with an error through `events`.
+    pub(crate) fn submit(
+        &mut self,
+        ring: &mut Ring,
+        events: &mut VecDeque<Event>,
+        disk: DiskIndex,
+        op: DiskOp,
+        token: Token,
+    ) -> Result<(), (Full, DiskOp)> {
+        let Some(info) = self.info(disk) else {
+            events.push_back(Event::DiskDone { disk, token, result: Err(DiskError::Gone), op });
+            return Ok(());
+        };
+        if let Err(error) = check(&info, &op) {
+            events.push_back(Event::DiskDone { disk, token, result: Err(error), op });
+            return Ok(());
+        }
+        if total_bytes(&op) == Some(0) {
+            events.push_back(Event::DiskDone { disk, token, result: Ok(()), op });
+            return Ok(());
+        }
+        let Some(index) = self.free.pop() else { return Err((Full, op)) };
+        if let Some(slot) = self.slots.get_mut(index as usize) {
+            slot.op = Some(InFlight { disk, token, op, done: 0, retries: 0 });
+        }
+        self.push(ring, index);
+        self.stats.disk_in_flight.set((self.slots.len() - self.free.len()) as u64);
+        Ok(())
+    }
+
+    fn push(&mut self, ring: &mut Ring, index: u32) {
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        let Slot { op: Some(op), iovecs } = slot else { return };
+        let Some(file) = self.files.get(usize::from(op.disk.0)) else { return };
+        let entry = if self.registered {
+            let index = types::Fd(i32::from(op.disk.0));
+            build(op, iovecs, ring, index, file.info()).flags(squeue::Flags::FIXED_FILE)
+        } else {
+            build(op, iovecs, ring, types::Fd(file.fd()), file.info())
+        };
+        // SAFETY: the buffers live in the slot's operation and the vector in the slot until the
+        // completion has been taken; reads have the only handle to their memory.
+        unsafe { ring.push(entry, Class::Disk, u64::from(index)) }
+    }
+
+    /// Takes a completion: continues a partial operation or ends it.
+    pub(crate) fn completed(
+        &mut self,
+        ring: &mut Ring,
+        events: &mut VecDeque<Event>,
+        completion: &Completion,
+    ) {
+        let index = completion.data as u32;
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        let Some(op) = &mut slot.op else { return };
+        match judge(op, completion.result) {
+            Next::Again => self.push(ring, index),
+            Next::Done(result) => {
+                if let Some(InFlight { disk, token, op, .. }) = slot.op.take() {
+                    self.free.push(index);
+                    self.stats.disk_ops.add(1);
+                    events.push_back(Event::DiskDone { disk, token, result, op });
+                    self.stats.disk_in_flight.set((self.slots.len() - self.free.len()) as u64);
+                }
+            }
+        }
+    }
+}
+
+impl Disks {
+    /// Gives up the memory of operations in flight for ever.
+    pub(crate) fn leak(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.slots));
+    }
+}
+
+/// Bytes that an operation moves; `None` when it moves none by nature.
+fn total_bytes(op: &DiskOp) -> Option<usize> {
+    match op {
+        DiskOp::Read { buf, .. } => Some(buf.len()),
+        DiskOp::Write { bufs, .. } => Some(bufs.iter().map(IoBuf::len).sum()),
+        DiskOp::Flush | DiskOp::Discard { .. } => None,
+    }
+}
+
+fn check(info: &DiskInfo, op: &DiskOp) -> Result<(), DiskError> {
+    let (offset, len) = match op {
+        DiskOp::Read { offset, buf } => (*offset, buf.len() as u64),
+        DiskOp::Write { bufs, .. } if bufs.len() > IOV_MAX => return Err(DiskError::Io(libc::EINVAL)),
+        DiskOp::Write { offset, .. } => (*offset, total_bytes(op).unwrap_or(0) as u64),
+        DiskOp::Discard { offset, len } => (*offset, *len),
+        DiskOp::Flush => return Ok(()),
+    };
+    match offset.checked_add(len) {
+        Some(end) if end <= info.size_bytes => Ok(()),
+        _ => Err(DiskError::OutOfRange),
+    }
+}
+
+/// Appends what is left of `bufs` after `skip` bytes, joining neighbours in memory.
+fn gather(bufs: &[IoBuf], mut skip: usize, out: &mut Vec<libc::iovec>) {
+    out.clear();
+    for buf in bufs {
+        let part = skip.min(buf.len());
+        skip -= part;
+        if part == buf.len() {
+            continue;
+        }
+        let base = buf.as_ptr().wrapping_add(part);
+        let len = buf.len() - part;
+        match out.last_mut() {
+            Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
+                last.iov_len += len;
+            }
+            _ => out.push(libc::iovec { iov_base: base.cast(), iov_len: len }),
+        }
+    }
+}
+
+fn build(
+    op: &InFlight,
+    iovecs: &mut Vec<libc::iovec>,
+    ring: &Ring,
+    fd: types::Fd,
+    info: DiskInfo,
+) -> squeue::Entry {
+    match &op.op {
+        DiskOp::Read { offset, buf } => {
+            let at = offset + op.done as u64;
+            let base = buf.as_ptr().wrapping_add(op.done);
+            let len = buf.len() - op.done;
+            if ring.is_registered(base, len) {
+                opcode::ReadFixed::new(fd, base, len as u32, 0).offset(at).build()
+            } else {
+                opcode::Read::new(fd, base, len as u32).offset(at).build()
+            }
+        }
+        DiskOp::Write { offset, bufs, durable } => {
+            let at = offset + op.done as u64;
+            let flags = if *durable && !info.write_through { libc::RWF_DSYNC } else { 0 };
+            gather(bufs, op.done, iovecs);
+            match iovecs.as_slice() {
+                [one] if ring.is_registered(one.iov_base.cast(), one.iov_len) => {
+                    opcode::WriteFixed::new(fd, one.iov_base.cast(), one.iov_len as u32, 0)
+                        .offset(at)
+                        .rw_flags(flags)
+                        .build()
+                }
+                [one] => opcode::Write::new(fd, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(at)
+                    .rw_flags(flags)
+                    .build(),
+                many => opcode::Writev::new(fd, many.as_ptr(), many.len() as u32)
+                    .offset(at)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
+        DiskOp::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        DiskOp::Discard { offset, len } => opcode::Fallocate::new(fd, *len)
+            .offset(*offset)
+            .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+            .build(),
+    }
+}
+
+fn judge(op: &mut InFlight, result: i32) -> Next {
+    if result < 0 {
+        let again = matches!(-result, libc::EINTR | libc::EAGAIN) && op.retries < RETRIES_MAX;
+        if again {
+            op.retries += 1;
+            return Next::Again;
+        }
+        // Nothing has to happen on a discard, so a device that cannot is no error.
+        if matches!(op.op, DiskOp::Discard { .. }) && matches!(-result, libc::EOPNOTSUPP | libc::ENOSYS) {
+            return Next::Done(Ok(()));
+        }
+        return Next::Done(Err(match -result {
+            libc::ENOSPC | libc::EDQUOT => DiskError::NoSpace,
+            libc::ENODEV | libc::ENXIO | libc::ENOMEDIUM => DiskError::Gone,
+            errno => DiskError::Io(errno),
+        }));
+    }
+    let Some(total) = total_bytes(&op.op) else { return Next::Done(Ok(())) };
+    op.done += result as usize;
+    if op.done >= total {
+        Next::Done(Ok(()))
+    } else if result == 0 {
+        // The range was checked against the size at opening: the file has been cut since.
+        Next::Done(Err(DiskError::Io(0)))
+    } else {
+        Next::Again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::Arena;
+
+    #[test]
+    fn gathering_joins_neighbours_and_skips_what_is_done() {
+        let arena = Arena::new(1 << 20).unwrap();
+        let whole = arena.alloc(16384).unwrap();
+        let other = arena.alloc(4096).unwrap();
+        let bufs = [whole.slice(0, 4096), whole.slice(4096, 4096), whole.slice(12288, 4096), other];
+        let mut out = Vec::new();
+        gather(&bufs, 0, &mut out);
+        let lens = |out: &[libc::iovec]| out.iter().map(|v| v.iov_len).collect::<Vec<_>>();
+        assert!(matches!(lens(&out).as_slice(), [8192, 4096, 4096] | [8192, 8192]));
+        gather(&bufs, 6144, &mut out);
+        assert_eq!(lens(&out)[0], 2048);
+        assert_eq!(out[0].iov_base as usize, whole.as_ptr() as usize + 6144);
+        gather(&bufs, 16384, &mut out);
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn short_transfers_go_on_and_errors_are_told_apart() {
+        let arena = Arena::new(1 << 20).unwrap();
+        let op = || InFlight {
+            disk: DiskIndex(0),
+            token: Token(0),
+            op: DiskOp::Read { offset: 0, buf: arena.alloc(8192).unwrap() },
+            done: 0,
+            retries: 0,
+        };
+        let mut one = op();
+        assert!(matches!(judge(&mut one, 4096), Next::Again));
+        assert!(matches!(judge(&mut one, -libc::EINTR), Next::Again));
+        assert!(matches!(judge(&mut one, 4096), Next::Done(Ok(()))));
+        assert!(matches!(judge(&mut op(), 0), Next::Done(Err(DiskError::Io(0)))));
+        assert!(matches!(judge(&mut op(), -libc::ENOSPC), Next::Done(Err(DiskError::NoSpace))));
+        assert!(matches!(judge(&mut op(), -libc::ENODEV), Next::Done(Err(DiskError::Gone))));
+        assert!(matches!(judge(&mut op(), -libc::EIO), Next::Done(Err(DiskError::Io(libc::EIO)))));
+        let mut stuck = op();
+        let ends = (0..=RETRIES_MAX as usize + 1).any(|_| matches!(judge(&mut stuck, -libc::EAGAIN), Next::Done(_)));
+        assert!(ends, "an operation that is always told to retry must end");
+    }
+}

@@ -1,0 +1,167 @@
+//! A drive as the process holds it: opened once, locked against other processes, shared by the cores
+//! that own its slices.
+
+use crate::env::DiskInfo;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thiserror::Error;
+use wire::BLOCK_BYTES;
+
+/// `statfs` type of tmpfs: memory, so written is as durable as it gets.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+/// The ioctl that tells a block device's size in bytes: `_IOR(0x12, 114, size_t)`.
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+/// Torn-write unit of drives that promise no more than their sector.
+const SECTOR_BYTES: u32 = 512;
+
+/// Why a disk cannot be used.
+#[derive(Debug, Error)]
+pub enum DiskOpenError {
+    /// Another process has it: a running node, or a mounted file system.
+    #[error("{0} is in use by another process")]
+    InUse(PathBuf),
+    /// It is not there.
+    #[error("{0} does not exist")]
+    Missing(PathBuf),
+    /// Neither a regular file nor a block device.
+    #[error("{0} is neither a regular file nor a block device")]
+    WrongKind(PathBuf),
+    /// Smaller than a block.
+    #[error("{path} is too small ({bytes} bytes)")]
+    TooSmall {
+        /// Which.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Anything else the system said.
+    #[error("cannot open {path}: {error}")]
+    Os {
+        /// Which.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// An open, exclusively locked disk. The lock lasts as long as this lives.
+#[derive(Debug)]
+pub struct DiskFile {
+    path: PathBuf,
+    file: File,
+    info: DiskInfo,
+    direct: bool,
+}
+
+impl DiskFile {
+    /// Opens a regular file, loop device or block device for reading and writing, with O_DIRECT where
+    /// the file system has it, and locks it.
+    pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, DiskOpenError> {
+        let path = path.as_ref().to_path_buf();
+        let os = |error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOENT) => DiskOpenError::Missing(path.clone()),
+            Some(libc::EBUSY) => DiskOpenError::InUse(path.clone()),
+            _ => DiskOpenError::Os { path: path.clone(), error },
+        };
+        let kind = std::fs::metadata(&path).map_err(os)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskOpenError::WrongKind(path));
+        }
+        // On a block device O_EXCL without O_CREAT refuses one that is mounted or otherwise claimed.
+        let exclusive = if kind.is_block_device() { libc::O_EXCL } else { 0 };
+        let open = |flags: i32| {
+            OpenOptions::new().read(true).write(true).custom_flags(flags | libc::O_CLOEXEC).open(&path)
+        };
+        let (file, direct) = match open(libc::O_DIRECT | exclusive) {
+            Ok(file) => (file, true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::warn!(path = %path.display(), "file system refuses O_DIRECT; using the page cache");
+                (open(exclusive).map_err(os)?, false)
+            }
+            Err(error) => return Err(os(error)),
+        };
+        // SAFETY: plain system call on a descriptor that `file` owns.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            let error = io::Error::last_os_error();
+            return Err(if error.raw_os_error() == Some(libc::EWOULDBLOCK) {
+                DiskOpenError::InUse(path)
+            } else {
+                os(error)
+            });
+        }
+        let info = if kind.is_block_device() { block_device(&file) } else { regular_file(&file) };
+        let info = info.map_err(os)?;
+        if info.size_bytes < BLOCK_BYTES as u64 {
+            return Err(DiskOpenError::TooSmall { path, bytes: info.size_bytes });
+        }
+        tracing::debug!(path = %path.display(), ?info, direct, "disk opened");
+        Ok(Arc::new(Self { path, file, info, direct }))
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it promises.
+    pub fn info(&self) -> DiskInfo {
+        self.info
+    }
+
+    /// Whether the page cache is bypassed.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+fn whole_blocks(bytes: u64) -> u64 {
+    bytes - bytes % BLOCK_BYTES as u64
+}
+
+fn regular_file(file: &File) -> io::Result<DiskInfo> {
+    // SAFETY: statfs is plain data, for which zero bytes are a valid value.
+    let mut fs: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `fs` is valid to write to and the descriptor is open.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut fs) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(DiskInfo {
+        size_bytes: whole_blocks(file.metadata()?.len()),
+        // File systems write whole pages; a file stands in for a drive with 4 KiB sectors.
+        atomic_bytes: BLOCK_BYTES as u32,
+        write_through: fs.f_type == TMPFS_MAGIC,
+    })
+}
+
+fn block_device(file: &File) -> io::Result<DiskInfo> {
+    let mut bytes = 0u64;
+    // SAFETY: the ioctl writes one u64 to the pointer given.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let device = file.metadata()?.rdev();
+    let queue = |name: &str| {
+        // A partition has no queue of its own; its disk, the directory above, has.
+        let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+        ["queue", "../queue"]
+            .iter()
+            .find_map(|dir| std::fs::read_to_string(format!("{base}/{dir}/{name}")).ok())
+            .map(|text| text.trim().to_owned())
+    };
+    let number = |name: &str| queue(name).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+    let block = BLOCK_BYTES as u32;
+    let atomic = number("physical_block_size").max(number("atomic_write_unit_max_bytes")) >= block;
+    Ok(DiskInfo {
+        size_bytes: whole_blocks(bytes),
+        atomic_bytes: if atomic { block } else { SECTOR_BYTES },
+        write_through: queue("write_cache").is_some_and(|mode| mode == "write through"),
+    })
+}
