@@ -258,6 +258,12 @@ impl IoBuf {
         matches!(self.owner, Owner::Arena(..))
     }
 
+    /// Whether the memory is the caller's own (see `foreign`): a transport may deliver into it although
+    /// other handles exist.
+    pub fn is_foreign(&self) -> bool {
+        matches!(self.owner, Owner::Foreign)
+    }
+
     /// Whether this is the only handle. A foreign buffer counts as unique: its owner vouches.
     pub fn is_unique(&self) -> bool {
         match &self.owner {
