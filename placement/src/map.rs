@@ -18,9 +18,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use wire::{
-    ClusterId, DiskUuid, Epoch, ImageId, NodeId, ObjectId, PgId, PoolId, SessionId, SliceId,
-};
+use wire::{ClusterId, DiskUuid, Epoch, ImageId, NodeId, ObjectId, PgId, PoolId, SessionId, SliceId};
 
 /// Keys of the metadata store.
 pub mod key {

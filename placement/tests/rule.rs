@@ -1,0 +1,286 @@
+//! What must hold for every assignment, on many topologies.
+
+mod common;
+
+use common::{GIB, cluster, node};
+use placement::{FailureDomain, Node, PlacementError, Rule, Topology, assign};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use wire::SliceId;
+
+type Lists = Vec<Vec<SliceId>>;
+
+fn rule(copies: u8, pg_count: u32) -> Rule {
+    Rule { copies, pg_count, failure_domain: FailureDomain::Host, seed: 1 }
+}
+
+fn loads(lists: &Lists) -> BTreeMap<SliceId, u32> {
+    let mut out = BTreeMap::new();
+    for slice in lists.iter().flatten() {
+        *out.entry(*slice).or_default() += 1;
+    }
+    out
+}
+
+/// Fair shares by a second, independent method: raise the level until everything is placed, domains
+/// capped at one copy per PG.
+fn fair(topology: &Topology, rule: &Rule) -> BTreeMap<SliceId, f64> {
+    let mut weights: BTreeMap<u32, f64> = BTreeMap::new();
+    for spot in topology.spots() {
+        *weights.entry(spot.domain(rule.failure_domain)).or_default() += spot.size_bytes as f64;
+    }
+    let cap = f64::from(rule.pg_count);
+    let total = cap * f64::from(rule.copies);
+    let (mut low, mut high) = (0.0, total);
+    for _ in 0..200 {
+        let level = (low + high) / 2.0;
+        let placed: f64 = weights.values().map(|w| (w * level).min(cap)).sum();
+        if placed < total { low = level } else { high = level }
+    }
+    let of = |spot: &placement::Spot| {
+        let weight = weights[&spot.domain(rule.failure_domain)];
+        (weight * high).min(cap) * spot.size_bytes as f64 / weight
+    };
+    topology.spots().iter().map(|spot| (spot.slice, of(spot))).collect()
+}
+
+fn check_valid(topology: &Topology, rule: &Rule, lists: &Lists) {
+    assert_eq!(lists.len(), rule.pg_count as usize);
+    for list in lists {
+        assert_eq!(list.len(), usize::from(rule.copies));
+        let domains: BTreeSet<u32> =
+            list.iter().map(|s| topology.spot(*s).unwrap().domain(rule.failure_domain)).collect();
+        assert_eq!(domains.len(), list.len(), "two copies share a domain: {list:?}");
+    }
+}
+
+fn check_balance(topology: &Topology, rule: &Rule, lists: &Lists) {
+    let loads = loads(lists);
+    for (slice, fair) in fair(topology, rule) {
+        let load = f64::from(loads.get(&slice).copied().unwrap_or(0));
+        assert!((load - fair).abs() <= fair * 0.05 + 1.0, "slice {slice} has {load}, fair is {fair}");
+    }
+}
+
+/// Primaries against each slice's and core's members.
+fn check_primaries(topology: &Topology, lists: &Lists, tolerance: f64) {
+    let mut slices: BTreeMap<SliceId, (f64, f64)> = BTreeMap::new();
+    let mut cores: BTreeMap<(wire::NodeId, u16), (f64, f64)> = BTreeMap::new();
+    for list in lists {
+        for (place, slice) in list.iter().enumerate() {
+            let spot = topology.spot(*slice).unwrap();
+            for (fair, primaries) in
+                [slices.entry(*slice).or_default(), cores.entry((spot.node, spot.core)).or_default()]
+            {
+                *fair += 1.0 / list.len() as f64;
+                *primaries += if place == 0 { 1.0 } else { 0.0 };
+            }
+        }
+    }
+    for (slice, (fair, got)) in slices {
+        assert!((got - fair).abs() <= fair * tolerance + 1.0, "slice {slice} leads {got}, fair is {fair}");
+    }
+    for (core, (fair, got)) in cores {
+        assert!((got - fair).abs() <= fair * tolerance + 1.0, "core {core:?} leads {got}, fair is {fair}");
+    }
+}
+
+fn moved(before: &Lists, after: &Lists) -> usize {
+    before.iter().zip(after).map(|(b, a)| a.iter().filter(|s| !b.contains(s)).count()).sum()
+}
+
+#[derive(Debug, Clone)]
+struct Shape {
+    nodes: Vec<Node>,
+    rule: Rule,
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    let nodes = prop::collection::vec((1u64..4, 0u32..3, 1u16..5, 5u64..40), 1..9);
+    (nodes, 1u8..4, 1u32..300, any::<bool>(), any::<u64>()).prop_map(|(nodes, copies, pgs, disk, seed)| {
+        let nodes = (1..)
+            .zip(nodes)
+            .map(|(id, (disks, slices, cores, gib))| {
+                node(id, &format!("h{id}"), disks, 1 << slices, cores, gib * GIB)
+            })
+            .collect();
+        let failure_domain = if disk { FailureDomain::Disk } else { FailureDomain::Host };
+        Shape { nodes, rule: Rule { copies, pg_count: pgs, failure_domain, seed } }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_cluster_gets_a_valid_balanced_stable_assignment(shape in shapes()) {
+        let topology = Topology::new(&shape.nodes);
+        let result = assign(&topology, &shape.rule, &[]);
+        let domains = topology.domains(shape.rule.failure_domain);
+        if domains < usize::from(shape.rule.copies) {
+            let needed = usize::from(shape.rule.copies);
+            let refused = matches!(
+                result,
+                Err(PlacementError::NotEnoughDomains { have, needed: n, .. }) if have == domains && n == needed
+            );
+            prop_assert!(refused);
+            return Ok(());
+        }
+        let lists = result.unwrap();
+        check_valid(&topology, &shape.rule, &lists);
+        check_balance(&topology, &shape.rule, &lists);
+        check_primaries(&topology, &lists, 0.10);
+        // The same input again moves nothing, whatever order the nodes are listed in.
+        let mut reversed = shape.nodes.clone();
+        reversed.reverse();
+        prop_assert_eq!(&assign(&Topology::new(&reversed), &shape.rule, &lists).unwrap(), &lists);
+        prop_assert_eq!(&assign(&topology, &shape.rule, &[]).unwrap(), &lists);
+    }
+
+    #[test]
+    fn a_history_of_joins_and_leaves_stays_valid_and_balanced(
+        shape in shapes(),
+        steps in prop::collection::vec((any::<bool>(), 0u64..12), 1..8),
+    ) {
+        let mut nodes = shape.nodes.clone();
+        let mut lists = Lists::new();
+        for (join, which) in steps {
+            if join {
+                if !nodes.iter().any(|n| n.id.0 == 20 + which) {
+                    nodes.push(node(20 + which, &format!("new{which}"), 2, 2, 2, (5 + which) * GIB));
+                }
+            } else if !nodes.is_empty() {
+                nodes.remove(which as usize % nodes.len());
+            }
+            let topology = Topology::new(&nodes);
+            let Ok(next) = assign(&topology, &shape.rule, &lists) else { continue };
+            check_valid(&topology, &shape.rule, &next);
+            check_balance(&topology, &shape.rule, &next);
+            check_primaries(&topology, &next, 0.10);
+            lists = next;
+        }
+    }
+
+    #[test]
+    fn a_leaving_slice_moves_only_its_own_pgs(
+        hosts in 4u64..10, slices in 0u32..3, pgs in 8u32..400, copies in 1u8..4, pick in any::<prop::sample::Index>(),
+    ) {
+        let mut nodes = cluster(hosts, 1, 1 << slices, 2);
+        let rule = rule(copies, pgs);
+        let before = assign(&Topology::new(&nodes), &rule, &[]).unwrap();
+        let at = pick.index(nodes.len());
+        let gone = nodes[at].disks[0].slices.remove(0).id;
+        let topology = Topology::new(&nodes);
+        let after = assign(&topology, &rule, &before).unwrap();
+        check_balance(&topology, &rule, &after);
+        for (b, a) in before.iter().zip(&after) {
+            let mut stay: Vec<_> = b.iter().filter(|s| **s != gone).copied().collect();
+            let mut kept: Vec<_> = a.iter().filter(|s| b.contains(s)).copied().collect();
+            stay.sort_unstable();
+            kept.sort_unstable();
+            prop_assert_eq!(stay, kept, "a PG moved although its slices are all there");
+        }
+        prop_assert_eq!(moved(&before, &after), before.iter().flatten().filter(|s| **s == gone).count());
+    }
+
+    #[test]
+    fn a_joining_host_takes_its_share_and_nothing_else_moves(
+        hosts in 4u64..10, slices in 0u32..3, pgs in 32u32..400, copies in 1u8..4,
+    ) {
+        let mut nodes = cluster(hosts, 1, 1 << slices, 2);
+        let rule = rule(copies, pgs);
+        let before = assign(&Topology::new(&nodes), &rule, &[]).unwrap();
+        nodes.push(node(hosts + 1, "new", 1, 1 << slices, 2, 10 * GIB));
+        let topology = Topology::new(&nodes);
+        let after = assign(&topology, &rule, &before).unwrap();
+        check_balance(&topology, &rule, &after);
+        check_primaries(&topology, &after, 0.10);
+        let share = f64::from(pgs) * f64::from(copies) / (hosts + 1) as f64;
+        let new: Vec<_> = nodes[hosts as usize].disks[0].slices.iter().map(|s| s.id).collect();
+        let came = after.iter().flatten().filter(|s| new.contains(s)).count();
+        prop_assert!(came as f64 >= share * 0.95 - new.len() as f64, "the new host got {} of {}", came, share);
+        let slack = share * 0.1 + new.len() as f64;
+        prop_assert!(moved(&before, &after) as f64 <= share + slack, "{} moved", moved(&before, &after));
+    }
+}
+
+#[test]
+fn odd_host_names_are_only_names() {
+    let long = "x".repeat(255);
+    let names =
+        ["null", "__proto__", "04e278988710", "höst-ß-日本", &long, "", "constructor", "1e5", "../.."];
+    let nodes: Vec<Node> = (1..).zip(names).map(|(id, name)| node(id, name, 1, 2, 1, 10 * GIB)).collect();
+    let topology = Topology::new(&nodes);
+    assert_eq!(topology.domains(FailureDomain::Host), names.len());
+    let rule = rule(3, 90);
+    let lists = assign(&topology, &rule, &[]).unwrap();
+    check_valid(&topology, &rule, &lists);
+    check_balance(&topology, &rule, &lists);
+    // The names survive the metadata store's JSON.
+    for node in &nodes {
+        let text = serde_json::to_string(node).unwrap();
+        assert_eq!(&serde_json::from_str::<Node>(&text).unwrap(), node);
+    }
+}
+
+#[test]
+fn nodes_with_one_host_name_are_one_failure_domain() {
+    let nodes = vec![node(1, "a", 1, 1, 1, GIB), node(2, "a", 1, 1, 1, GIB), node(3, "b", 1, 1, 1, GIB)];
+    let topology = Topology::new(&nodes);
+    let error = assign(&topology, &rule(3, 8), &[]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "3 copies need 3 different hosts with usable slices, the cluster has 2: add hosts, or ask for \
+         fewer copies, or let copies share a host (failure domain disk)"
+    );
+    let by_disk = Rule { failure_domain: FailureDomain::Disk, ..rule(3, 8) };
+    check_valid(&topology, &by_disk, &assign(&topology, &by_disk, &[]).unwrap());
+}
+
+#[test]
+fn senseless_rules_are_refused() {
+    let topology = Topology::new(&cluster(3, 1, 1, 1));
+    assert_eq!(assign(&topology, &rule(0, 8), &[]), Err(PlacementError::Copies(0)));
+    assert_eq!(assign(&topology, &rule(200, 8), &[]), Err(PlacementError::Copies(200)));
+    assert_eq!(assign(&topology, &rule(1, 0), &[]), Err(PlacementError::PgCount(0)));
+    let empty = assign(&Topology::default(), &rule(1, 1), &[]).unwrap_err();
+    assert!(matches!(empty, PlacementError::NotEnoughDomains { have: 0, needed: 1, .. }));
+}
+
+#[test]
+fn a_slice_without_space_takes_nothing_and_a_previous_list_may_be_nonsense() {
+    let mut nodes = cluster(4, 1, 2, 2);
+    nodes[0].disks[0].slices[0].size_bytes = 0;
+    let empty = nodes[0].disks[0].slices[0].id;
+    let topology = Topology::new(&nodes);
+    let rule = rule(3, 40);
+    let twice = nodes[1].disks[0].slices[0].id;
+    let junk: Lists = vec![vec![SliceId(77), twice, twice, empty]; 99];
+    let lists = assign(&topology, &rule, &junk).unwrap();
+    check_valid(&topology, &rule, &lists);
+    assert!(!lists.iter().flatten().any(|s| *s == empty || *s == SliceId(77)));
+}
+
+#[test]
+fn pools_of_one_shape_are_placed_differently() {
+    let topology = Topology::new(&cluster(6, 1, 2, 2));
+    let one = assign(&topology, &rule(3, 64), &[]).unwrap();
+    let two = assign(&topology, &Rule { seed: 2, ..rule(3, 64) }, &[]).unwrap();
+    assert_ne!(one, two);
+}
+
+#[test]
+fn a_lost_slice_is_rebuilt_by_many_and_its_primaries_spread() {
+    let nodes = cluster(8, 1, 2, 2);
+    let topology = Topology::new(&nodes);
+    let lists = assign(&topology, &rule(3, 480), &[]).unwrap();
+    let lost = nodes[0].disks[0].slices[0].id;
+    let partners: BTreeSet<SliceId> =
+        lists.iter().filter(|l| l.contains(&lost)).flatten().copied().filter(|s| *s != lost).collect();
+    assert_eq!(partners.len(), 14, "every slice of another host shares a PG with it");
+    let mut heirs: BTreeMap<SliceId, u32> = BTreeMap::new();
+    for list in lists.iter().filter(|l| l[0] == lost) {
+        *heirs.entry(list[1]).or_default() += 1;
+    }
+    assert!(heirs.len() >= 7, "{} slices inherit its primaries", heirs.len());
+}
