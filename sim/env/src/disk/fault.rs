@@ -1,0 +1,110 @@
+//! Injected damage of a disk's contents, kept apart from the pristine contents.
+
+use super::{Data, SimDisk};
+use std::rc::Rc;
+use wire::BLOCK_BYTES;
+
+/// What a read of a damaged block sees, until the block is written again.
+pub(super) enum Overlay {
+    /// An I/O error: a latent sector error.
+    Unreadable,
+    /// Other bytes than were written.
+    Content(Data),
+}
+
+/// Damage to data at rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Damage {
+    /// Reads of the block fail.
+    Unreadable,
+    /// A few bits have flipped.
+    BitRot,
+    /// A 512-byte sector of the block reads as zeroes.
+    ZeroedSector,
+}
+
+/// Damage done by a write. The device reports success.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteFault {
+    /// The first block of the write never reaches the medium.
+    Lost,
+    /// The first block of the write lands on this block instead.
+    Misdirected {
+        /// The victim's block number.
+        to: u64,
+    },
+}
+
+impl SimDisk {
+    /// Damages a block at rest. False when nothing was ever written there.
+    pub fn damage(&mut self, block: u64, damage: Damage) -> bool {
+        let Some(data) = self.visible.get(&block).and_then(|cell| cell.data.clone()) else { return false };
+        let overlay = match damage {
+            Damage::Unreadable => Overlay::Unreadable,
+            Damage::BitRot => {
+                let mut bytes = data.to_vec();
+                for _ in 0..self.rng.between(1, 5) {
+                    let bit = self.rng.below(BLOCK_BYTES as u64 * 8) as usize;
+                    if let Some(byte) = bytes.get_mut(bit / 8) {
+                        *byte ^= 1 << (bit % 8);
+                    }
+                }
+                Overlay::Content(Some(Rc::from(bytes)))
+            }
+            Damage::ZeroedSector => {
+                let mut bytes = data.to_vec();
+                let sector = self.rng.below(BLOCK_BYTES as u64 / 512) as usize;
+                if let Some(sector) = bytes.chunks_mut(512).nth(sector) {
+                    sector.fill(0);
+                }
+                Overlay::Content(Some(Rc::from(bytes)))
+            }
+        };
+        self.overlays.insert(block, overlay);
+        true
+    }
+
+    /// The next write that takes effect suffers this.
+    pub fn arm(&mut self, fault: WriteFault) {
+        self.armed = Some(fault);
+    }
+
+    /// Whether a write fault waits for its write.
+    pub fn is_armed(&self) -> bool {
+        self.armed.is_some()
+    }
+
+    pub(super) fn misplace(&mut self, fault: WriteFault, block: u64, before: Data, data: Data) {
+        self.overlays.insert(block, Overlay::Content(before));
+        if let WriteFault::Misdirected { to } = fault
+            && to != block
+        {
+            self.overlays.insert(to, Overlay::Content(data));
+        }
+    }
+
+    /// Blocks that were ever written, in `first..end`, in order.
+    pub fn written_blocks(&self, first: u64, end: u64) -> Vec<u64> {
+        let mut blocks: Vec<u64> = self
+            .visible
+            .iter()
+            .filter(|(block, cell)| (first..end).contains(*block) && cell.data.is_some())
+            .map(|(block, _)| *block)
+            .collect();
+        blocks.sort_unstable();
+        blocks
+    }
+
+    /// Damaged blocks that have not been written since.
+    pub fn damaged_blocks(&self) -> Vec<u64> {
+        self.overlays.keys().copied().collect()
+    }
+
+    /// Lifts every injected fault: damage at rest, armed faults, slowness, one-off errors.
+    pub fn heal(&mut self) {
+        self.overlays.clear();
+        self.armed = None;
+        self.slow = (0, 1);
+        self.transient_error_ppm = 0;
+    }
+}

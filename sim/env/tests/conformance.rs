@@ -1,0 +1,98 @@
+//! The environment conformance suite over the simulated environment: what the simulator shows holds in
+//! production only as far as both pass it.
+
+use reactor::conformance::{CorePlan, LIMIT_MS, World, all};
+use reactor::{DiskInfo, Service};
+use simenv::clock::{MS, NodeClock, US};
+use simenv::disk::DiskProfile;
+use simenv::universe::{CoreSpec, Step, Universe};
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Hosts that a scenario may name.
+const HOSTS: usize = 8;
+/// Virtual time between two looks at the scenario's condition.
+const LOOK_NS: u64 = 50 * US;
+/// The harness's only tag.
+const LOOK: u64 = 1;
+
+struct Simulated {
+    universe: Universe,
+}
+
+impl Simulated {
+    fn new(seed: u64) -> Self {
+        let mut universe = Universe::new(seed);
+        for host in 0..HOSTS {
+            let drift_ppm = (seed % 200) as i32 - 100;
+            universe.add_host(ip(host), NodeClock { origin: seed * 1000, drift_ppm, wall_skew_ms: 0 });
+        }
+        Self { universe }
+    }
+}
+
+fn ip(node: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 0, 1 + node as u8)
+}
+
+impl World for Simulated {
+    fn start(&mut self, cores: Vec<CorePlan>) -> Result<(), String> {
+        for plan in cores {
+            let disks = plan
+                .disks
+                .iter()
+                .map(|&size_bytes| {
+                    let info = DiskInfo { size_bytes, atomic_bytes: 4096, write_through: false };
+                    let profile = DiskProfile {
+                        read_ns: 80 * US,
+                        write_ns: 20 * US,
+                        flush_ns: 200 * US,
+                        block_ns: US,
+                        queue_depth: 256,
+                    };
+                    self.universe.add_disk(info, profile)
+                })
+                .collect();
+            let service: Box<dyn Service> = (plan.service)();
+            let spec = CoreSpec { id: plan.core, arena_bytes: plan.arena_bytes, disks, service };
+            self.universe.spawn(plan.node, spec).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn listen_address(&self, node: usize) -> SocketAddr {
+        SocketAddr::from((ip(node), 0))
+    }
+
+    fn refusing_address(&self, node: usize) -> SocketAddr {
+        SocketAddr::from((ip(node), 9))
+    }
+
+    fn run_until(&mut self, done: &mut dyn FnMut() -> bool) -> bool {
+        let end = self.universe.now + LIMIT_MS * MS;
+        loop {
+            // A look follows only after a while, so `start` of every core has run by the first one.
+            self.universe.call_at(self.universe.now + LOOK_NS, LOOK);
+            while self.universe.step() != Step::Harness(LOOK) {}
+            if done() {
+                return true;
+            }
+            if self.universe.now >= end {
+                return false;
+            }
+        }
+    }
+}
+
+#[test]
+fn the_simulated_environment_conforms() {
+    let mut failures = Vec::new();
+    for scenario in all() {
+        for seed in 1..=20 {
+            if let Err(error) = (scenario.run)(&mut Simulated::new(seed)) {
+                failures.push(format!("{} (seed {seed}): {error}", scenario.name));
+                break;
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

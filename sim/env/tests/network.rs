@@ -1,0 +1,315 @@
+//! The simulated network and scheduler: order, partitions, resets, crashes, pauses, and same seed same
+//! history.
+
+use reactor::{CloseReason, ConnId, Env, Event, Frame, Framing, IoBuf, Service, Token};
+use simenv::clock::{MS, NodeClock, SEC, US};
+use simenv::universe::{CoreSpec, HostId, Step, Universe};
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use wire::{BlockCrcs, CoreId, FrameKind, Header};
+
+/// What a probe saw.
+#[derive(Clone, PartialEq, Debug)]
+enum Seen {
+    Accepted(ConnId),
+    Connected(ConnId),
+    /// Connection and request number.
+    Frame(ConnId, u64),
+    Closed(ConnId, CloseReason),
+    Refused,
+}
+
+#[derive(Default)]
+struct Log {
+    seen: Vec<Seen>,
+    at: Vec<u64>,
+    bound: Option<SocketAddr>,
+}
+
+type Shared = Rc<RefCell<Log>>;
+
+/// Listens, or connects to `to` and sends a numbered frame every `period_us`, reconnecting when it must.
+struct Probe {
+    log: Shared,
+    to: Option<SocketAddr>,
+    period_us: u64,
+    conn: Option<ConnId>,
+    up: bool,
+    next: u64,
+    payload: usize,
+}
+
+const PORT: u16 = 700;
+
+impl Probe {
+    fn note(&self, env: &dyn Env, seen: Seen) {
+        let mut log = self.log.borrow_mut();
+        log.seen.push(seen);
+        log.at.push(env.now().0);
+    }
+}
+
+impl Service for Probe {
+    fn start(&mut self, env: &mut dyn Env) {
+        match self.to {
+            None => {
+                let at = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
+                self.log.borrow_mut().bound = env.listen(at, Framing::Frames, Token(1)).ok();
+            }
+            Some(to) => {
+                self.conn = Some(env.connect(to, Framing::Frames));
+                env.set_timer(env.now().plus_ns(self.period_us * US), Token(0));
+            }
+        }
+    }
+
+    fn event(&mut self, env: &mut dyn Env, event: Event) {
+        match event {
+            Event::Timer { .. } => {
+                env.set_timer(env.now().plus_ns(self.period_us * US), Token(0));
+                let Some(to) = self.to else { return };
+                let Some(conn) = self.conn else {
+                    self.conn = Some(env.connect(to, Framing::Frames));
+                    return;
+                };
+                if self.up {
+                    let payload = env.alloc(self.payload).ok().filter(|_| self.payload > 0);
+                    let mut header = Header::new(FrameKind::Write, self.next);
+                    header.payload_len = payload.as_ref().map_or(0, IoBuf::len) as u32;
+                    let crcs = payload.as_ref().map_or(BlockCrcs::default(), |p| BlockCrcs::of(p.as_slice()));
+                    if env.send(conn, Frame { header, crcs, payload }).is_ok() {
+                        self.next += 1;
+                    } else {
+                        self.note(env, Seen::Refused);
+                    }
+                }
+            }
+            Event::Accepted { conn, .. } => self.note(env, Seen::Accepted(conn)),
+            Event::Connected { conn } => {
+                self.up = true;
+                self.note(env, Seen::Connected(conn));
+            }
+            Event::Frame { conn, frame } => {
+                self.note(env, Seen::Frame(conn, frame.header.request));
+                if self.to.is_none() {
+                    let header = frame.header.reply(FrameKind::WriteReply, wire::Status::Ok);
+                    let _ = env.send(conn, Frame { header, crcs: BlockCrcs::default(), payload: None });
+                }
+            }
+            Event::Closed { conn, reason } => {
+                if self.conn == Some(conn) {
+                    self.conn = None;
+                    self.up = false;
+                }
+                self.note(env, Seen::Closed(conn, reason));
+            }
+            _ => {}
+        }
+    }
+
+    fn flush(&mut self, _env: &mut dyn Env) {}
+}
+
+fn probe(u: &mut Universe, host: HostId, to: Option<SocketAddr>, period_us: u64, payload: usize) -> Shared {
+    let log = Shared::default();
+    let service = Probe { log: log.clone(), to, period_us, conn: None, up: false, next: 1, payload };
+    let spec =
+        CoreSpec { id: CoreId(0), arena_bytes: 1 << 20, disks: Vec::new(), service: Box::new(service) };
+    u.spawn(host, spec).unwrap();
+    log
+}
+
+fn address(host: HostId) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(10, 0, 0, 1 + host as u8), PORT))
+}
+
+fn world(seed: u64, hosts: usize) -> Universe {
+    let mut u = Universe::new(seed);
+    for host in 0..hosts {
+        let clock = NodeClock { origin: 1000 * host as u64, drift_ppm: 0, wall_skew_ms: 0 };
+        u.add_host(Ipv4Addr::new(10, 0, 0, 1 + host as u8), clock);
+    }
+    u
+}
+
+fn run(u: &mut Universe, ns: u64) {
+    let end = u.now + ns;
+    u.call_at(end, 9);
+    while u.step() != Step::Harness(9) {}
+}
+
+/// A server on host 0, a client on host 1.
+fn pair(seed: u64, period_us: u64) -> (Universe, Shared, Shared) {
+    let mut u = world(seed, 2);
+    let server = probe(&mut u, 0, None, 0, 0);
+    run(&mut u, 2 * MS);
+    let client = probe(&mut u, 1, Some(address(0)), period_us, 0);
+    (u, server, client)
+}
+
+fn frames(log: &Shared) -> Vec<(ConnId, u64)> {
+    let pick = |seen: &Seen| match seen {
+        Seen::Frame(conn, request) => Some((*conn, *request)),
+        _ => None,
+    };
+    log.borrow().seen.iter().filter_map(pick).collect()
+}
+
+fn closings(log: &Shared) -> Vec<CloseReason> {
+    let pick = |seen: &Seen| match seen {
+        Seen::Closed(_, reason) => Some(*reason),
+        _ => None,
+    };
+    log.borrow().seen.iter().filter_map(pick).collect()
+}
+
+#[test]
+fn same_seed_same_history() {
+    let history = |seed| {
+        let (mut u, ..) = pair(seed, 50);
+        u.net.options.reset_ppm = 5_000;
+        u.net.options.loss_ppm = 5_000;
+        run(&mut u, SEC);
+        (u.trace.hash(), u.delivered)
+    };
+    assert_eq!(history(1), history(1));
+    assert_ne!(history(1), history(2));
+    assert!(history(1).1 > 1000);
+}
+
+#[test]
+fn frames_of_a_connection_keep_their_order_and_an_old_one_may_race_a_new_one() {
+    let mut raced = 0;
+    for seed in 0..60 {
+        let (mut u, server, client) = pair(seed, 100);
+        u.net.options.reset_ppm = 2_000;
+        u.net.options.loss_ppm = 20_000;
+        run(&mut u, 3 * SEC);
+        let seen = frames(&server);
+        let mut last: Vec<(ConnId, u64)> = Vec::new();
+        for (conn, request) in &seen {
+            match last.iter_mut().find(|(id, _)| id == conn) {
+                Some((_, previous)) => {
+                    assert!(*request > *previous, "seed {seed}: {request} after {previous}");
+                    *previous = *request;
+                }
+                None => last.push((*conn, *request)),
+            }
+        }
+        assert!(!closings(&client).is_empty());
+        raced += u32::from(seen.windows(2).any(|w| w[1].0 < w[0].0));
+        let log = server.borrow();
+        for (at, event) in log.seen.iter().enumerate() {
+            if let Seen::Closed(conn, _) = event {
+                let after = log.seen.iter().skip(at + 1);
+                assert!(!after.into_iter().any(|s| matches!(s, Seen::Frame(c, _) if c == conn)));
+            }
+        }
+    }
+    assert!(raced > 3, "no old connection ever delivered after a new one: {raced}");
+}
+
+#[test]
+fn dead_processes_refuse_and_unreachable_hosts_time_out() {
+    let mut u = world(1, 2);
+    let client = probe(&mut u, 1, Some(address(0)), 1000, 0);
+    run(&mut u, 100 * MS);
+    assert!(closings(&client).iter().all(|reason| *reason == CloseReason::Refused));
+    assert!(closings(&client).len() > 5);
+
+    u.kill(1);
+    u.set_blocked(1, 0, true);
+    let client = probe(&mut u, 1, Some(address(0)), 1000, 0);
+    run(&mut u, 900 * MS);
+    assert_eq!(closings(&client), vec![]);
+    run(&mut u, 300 * MS);
+    assert_eq!(closings(&client), vec![CloseReason::TimedOut]);
+}
+
+#[test]
+fn an_asymmetric_partition_holds_one_direction_and_loses_nothing_when_it_heals() {
+    let (mut u, server, client) = pair(3, 100);
+    run(&mut u, 100 * MS);
+    u.set_blocked(0, 1, true);
+    run(&mut u, 50 * MS);
+    let (sent, answered) = (frames(&server).len(), frames(&client).len());
+    run(&mut u, 500 * MS);
+    assert!(frames(&server).len() > sent + 1000, "the open direction goes on");
+    assert_eq!(frames(&client).len(), answered, "the blocked one is silent");
+    u.set_blocked(0, 1, false);
+    run(&mut u, 500 * MS);
+    let requests: Vec<u64> = frames(&client).iter().map(|(_, request)| *request).collect();
+    assert!(requests.len() > 5000);
+    assert!(requests.windows(2).all(|w| w[1] == w[0] + 1), "a gap or a repetition");
+}
+
+#[test]
+fn unacknowledged_bytes_end_a_connection_on_the_sender_only() {
+    let (mut u, server, client) = pair(4, 1000);
+    run(&mut u, 100 * MS);
+    u.set_blocked(1, 0, true);
+    run(&mut u, 6 * SEC);
+    assert_eq!(closings(&client).first(), Some(&CloseReason::Broken(110)));
+    assert_eq!(closings(&server), vec![], "the other side is half-open");
+}
+
+#[test]
+fn send_queues_are_bounded() {
+    let (mut u, _server, client) = pair(5, 1000);
+    u.net.options.send_queue_frames = 16;
+    run(&mut u, 50 * MS);
+    u.set_blocked(1, 0, true);
+    run(&mut u, 200 * MS);
+    assert!(client.borrow().seen.contains(&Seen::Refused));
+}
+
+#[test]
+fn a_power_loss_tells_nobody_and_the_reboot_resets() {
+    let (mut u, _server, client) = pair(6, 1000);
+    run(&mut u, 50 * MS);
+    u.power_off(0, &[]);
+    run(&mut u, 2 * SEC);
+    assert_eq!(closings(&client), vec![], "no end was sent");
+    u.power_on(0);
+    run(&mut u, SEC);
+    assert_eq!(closings(&client).first(), Some(&CloseReason::Broken(104)));
+    assert!(closings(&client).contains(&CloseReason::Refused), "nothing listens after the reboot");
+}
+
+#[test]
+fn a_killed_process_ends_its_connections() {
+    for seed in 0..20 {
+        let (mut u, _server, client) = pair(seed, 1000);
+        run(&mut u, 50 * MS);
+        u.kill(0);
+        run(&mut u, 100 * MS);
+        let first = closings(&client).first().copied();
+        assert!(matches!(first, Some(CloseReason::Peer | CloseReason::Broken(104))), "{first:?}");
+    }
+}
+
+#[test]
+fn a_paused_process_does_nothing_and_then_finds_everything_waiting() {
+    let (mut u, server, client) = pair(8, 1000);
+    run(&mut u, 50 * MS);
+    u.pause(0);
+    run(&mut u, MS);
+    let before = frames(&server).len();
+    run(&mut u, 2 * SEC);
+    assert_eq!(frames(&server).len(), before);
+    assert_eq!(closings(&client), vec![], "the kernel keeps the connection");
+    u.resume(0);
+    run(&mut u, SEC);
+    assert!(frames(&server).len() > before + 2500);
+}
+
+#[test]
+fn a_receiver_without_memory_shuts_its_window() {
+    let mut u = world(9, 2);
+    let server = probe(&mut u, 0, None, 0, 0);
+    run(&mut u, 2 * MS);
+    let client = probe(&mut u, 1, Some(address(0)), 200, 64 * 1024);
+    run(&mut u, SEC);
+    assert!(frames(&server).len() > 1000 && frames(&client).len() > 1000);
+}
