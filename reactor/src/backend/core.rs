@@ -326,6 +326,7 @@ impl<S: Service + ?Sized> Core<S> {
             self.service.flush(&mut self.env);
             let stats = &self.env.stats;
             stats.events.add(batch as u64);
+            stats.heap_allocations.set(super::heap::allocations_of_this_thread());
             let lag = clock::mono().since(self.env.now);
             stats.lag_sum_ns.add(lag);
             stats.lag_max_ns.raise_to(lag);

@@ -12,6 +12,7 @@ mod core;
 mod disk;
 mod disk_file;
 mod foreign;
+mod heap;
 mod idle;
 mod launch;
 mod mesh;
@@ -26,6 +27,7 @@ pub use self::core::{CoreError, CoreOptions};
 pub use self::disk::DISK_OPS_MAX;
 pub use self::disk_file::{DiskFile, DiskOpenError};
 pub use self::foreign::ForeignCore;
+pub use self::heap::{CountingHeap, allocations_of_this_thread};
 pub use self::launch::{
     CorePlan, Cpu, LaunchError, Running, ServiceFactory, TransportFactory, allowed_cpus, launch,
 };

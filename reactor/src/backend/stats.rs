@@ -60,6 +60,8 @@ pub struct CoreStats {
     pub disk_ops: Counter,
     /// Disk operations in flight (gauge).
     pub disk_in_flight: Counter,
+    /// Heap allocations of the core's thread, when the binary counts them (`CountingHeap`).
+    pub heap_allocations: Counter,
     /// Bytes of the arena in use (gauge, sampled at every park).
     pub arena_used_bytes: Counter,
     /// Bytes of the arena registered with the kernel (gauge).
