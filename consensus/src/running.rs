@@ -1,0 +1,730 @@
+//! A voter in operation: drives Raft, the journal, and the state machine.
+//!
+//! The order that everything rests on: what a `Ready` wants remembered goes to the journal; what it wants
+//! sent only afterwards waits in `waits` until the journal has reported it durable; Raft is told of that
+//! at the same moment. A leader's own messages go out at once: its followers' answers, and its own
+//! durable log, are counted separately.
+
+use crate::blocks::{Hard, Record};
+use crate::bounds::*;
+use crate::codec::{Body, Command, Op, Packet, RaftMsg, RequestId};
+use crate::error::MetaError;
+use crate::guard;
+use crate::image::{self, Image, Parts};
+use crate::journal::{Event, Journal};
+use crate::journal_open::Recovered;
+use crate::machine::{Ephemeral, Known, LeaseEvent, Machine};
+use crate::memlog::MemLog;
+use crate::node::{Ctx, MetaConfig, MetaOutput};
+use crate::planted::Bug;
+use crate::reads::Reads;
+use crate::requests::Stage;
+use crate::serving::Serving;
+use crate::transfer::{Next, Received, Transfers};
+use raft::eraftpb::{Entry, Message, MessageType};
+use raft::{RawNode, SnapshotStatus, StateRole};
+use reactor::{DiskError, Env, Token};
+use std::collections::{BTreeSet, VecDeque};
+use wire::control::{MetaReply, MetaRequest};
+use wire::{NodeId, Status};
+
+/// Rounds of `Ready` handled in one flush: each needs new input, so this is never reached; it bounds a
+/// step all the same.
+const READY_ROUNDS_MAX: usize = 64;
+
+/// Messages that wait for the journal.
+struct Wait {
+    ready: u64,
+    seq: u64,
+    messages: Vec<Message>,
+}
+
+/// Search of a new leader for ephemeral state that another voter still has.
+#[derive(Default)]
+struct Search {
+    since: u64,
+    lost: BTreeSet<NodeId>,
+    reset_proposed: bool,
+}
+
+/// A voter in operation.
+pub struct Running {
+    pub(crate) raw: RawNode<MemLog>,
+    pub(crate) journal: Journal,
+    pub(crate) machine: Machine,
+    pub(crate) serving: Option<Serving>,
+    pub(crate) reads: Reads,
+    transfers: Transfers,
+    waits: VecDeque<Wait>,
+    appended_seq: u64,
+    durable_seq: u64,
+    to_apply: VecDeque<Entry>,
+    installing: Option<Image>,
+    ephemeral_image: Option<Image>,
+    search: Option<Search>,
+    ticks: u64,
+    election_ticks: usize,
+    timeout_of: (u64, u64, StateRole),
+    told_leader: (u64, u64),
+}
+
+fn draw_timeout(env: &mut dyn Env) -> usize {
+    let spread = (ELECTION_TICKS_END - ELECTION_TICKS_MIN) as u64;
+    ELECTION_TICKS_MIN + (env.random() % spread) as usize
+}
+
+fn raft_config(config: &MetaConfig, applied: u64) -> raft::Config {
+    raft::Config {
+        id: config.node.0,
+        election_tick: ELECTION_TICKS_MIN,
+        heartbeat_tick: HEARTBEAT_TICKS,
+        min_election_tick: ELECTION_TICKS_MIN,
+        max_election_tick: ELECTION_TICKS_END,
+        applied,
+        max_size_per_msg: APPEND_BYTES_MAX,
+        max_inflight_msgs: APPENDS_INFLIGHT,
+        max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+        max_committed_size_per_ready: APPLY_BYTES_MAX,
+        check_quorum: true,
+        pre_vote: true,
+        ..raft::Config::default()
+    }
+}
+
+impl Running {
+    /// From what the journal remembered.
+    pub fn new(ctx: &mut Ctx<'_>, journal: Journal, recovered: Recovered) -> Result<Self, MetaError> {
+        let mut machine = Machine::new(ctx.config.planted);
+        let mut before = (0, 0);
+        if let Some((index, term, bytes)) = recovered.snapshot {
+            let image = image::decode(&bytes).map_err(|_| MetaError::SnapshotDamaged { index })?;
+            if image.index != index || !image.durable {
+                return Err(MetaError::SnapshotDamaged { index });
+            }
+            machine.install(image);
+            before = (index, term);
+        }
+        let entries = recovered.log.entries.into_iter().zip(before.0 + 1..);
+        let entries = entries.map(|((term, data), index)| crate::codec::entry(term, index, data)).collect();
+        let log = MemLog::new(&ctx.config.voters, before, recovered.log.hard, entries);
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&raft_config(ctx.config, before.0), log, &logger)
+            .map_err(|error| MetaError::Raft(error.to_string()))?;
+        let election_ticks = draw_timeout(ctx.env);
+        let mut this = Self {
+            timeout_of: (raw.raft.term, raw.raft.leader_id, raw.raft.state),
+            raw,
+            journal,
+            machine,
+            serving: None,
+            reads: Reads::new(ctx.requests.session),
+            transfers: Transfers::new(ctx.env.random() >> 16 << 16),
+            waits: VecDeque::new(),
+            appended_seq: 0,
+            durable_seq: 0,
+            to_apply: VecDeque::new(),
+            installing: None,
+            ephemeral_image: None,
+            search: None,
+            ticks: 0,
+            election_ticks,
+            told_leader: (0, 0),
+        };
+        this.fix_timeout(ctx, false);
+        if ctx.config.voters.len() == 1 {
+            // Nobody else could lead: no need to wait for an election timeout.
+            let _ = this.raw.campaign();
+            this.fix_timeout(ctx, false);
+        }
+        Ok(this)
+    }
+
+    /// The crate draws election timeouts from a source that no seed reaches: replace them, by a draw of our
+    /// own whenever term, leader or role have changed.
+    fn fix_timeout(&mut self, ctx: &mut Ctx<'_>, again: bool) {
+        let now = (self.raw.raft.term, self.raw.raft.leader_id, self.raw.raft.state);
+        if again || now != self.timeout_of {
+            self.timeout_of = now;
+            self.election_ticks = draw_timeout(ctx.env);
+        }
+        self.raw.raft.set_randomized_election_timeout(self.election_ticks);
+    }
+
+    /// Whether this voter leads.
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// The leader that this voter follows, or itself.
+    pub fn leader(&self) -> Option<NodeId> {
+        (self.raw.raft.leader_id != 0).then_some(NodeId(self.raw.raft.leader_id))
+    }
+
+    fn send(ctx: &mut Ctx<'_>, to: NodeId, body: Body) {
+        let bytes = Packet { cluster: ctx.config.cluster, from: ctx.config.node, body }.encode();
+        ctx.out.push_back(MetaOutput::Send { to, bytes });
+    }
+
+    /// One tick has passed.
+    pub fn on_tick(&mut self, ctx: &mut Ctx<'_>, stalled_ns: u64) -> Result<(), MetaError> {
+        self.ticks += 1;
+        let campaigned = self.raw.tick() && !self.is_leader();
+        self.fix_timeout(ctx, campaigned);
+        let now = ctx.env.now();
+        if let Some(serving) = &mut self.serving {
+            serving.stalled(stalled_ns);
+        }
+        ctx.requests.expire(now);
+        for pending in ctx.requests.pending.values_mut() {
+            if matches!(pending.stage, Stage::Sent(at) if self.ticks.saturating_sub(at) >= RETRY_TICKS) {
+                pending.stage = Stage::Idle;
+            }
+        }
+        self.reads.expire(self.ticks, ctx.requests);
+        let (again, failed) = self.transfers.tick(self.ticks);
+        for (to, chunk) in again {
+            Self::send(ctx, to, Body::Chunk(chunk));
+        }
+        for to in failed {
+            self.raw.report_snapshot(to.0, SnapshotStatus::Failure);
+        }
+        if self.journal.wants_seal() {
+            let commit = self.raw.raft.raft_log.committed;
+            self.appended_seq = self.journal.append(Record::Seal { commit });
+        }
+        self.expire_leases(ctx);
+        self.seek_ephemeral(ctx);
+        Ok(())
+    }
+
+    fn expire_leases(&mut self, ctx: &mut Ctx<'_>) {
+        let Some(serving) = &self.serving else { return };
+        for lease in serving.expired(&self.machine, ctx.env.now()) {
+            self.propose(RequestId::default(), Op::LeaseEnd { lease });
+        }
+    }
+
+    /// Asks for the ephemeral part while it is lost here.
+    fn seek_ephemeral(&mut self, ctx: &mut Ctx<'_>) {
+        if self.machine.ephemeral == Ephemeral::Known {
+            self.search = None;
+            return;
+        }
+        if !self.is_leader() {
+            self.search = None;
+            let leader = self.leader().filter(|_| self.ticks % 2 == 0);
+            if let Some(leader) = leader.filter(|_| self.transfers.ephemeral_arriving().is_none()) {
+                Self::send(ctx, leader, Body::WantEphemeral);
+            }
+            return;
+        }
+        if !self.raw.raft.apply_to_current_term() {
+            return;
+        }
+        let ticks = self.ticks;
+        let new = self.search.is_none();
+        let search = self.search.get_or_insert_with(|| Search { since: ticks, ..Search::default() });
+        let voters = ctx.config.voters.len();
+        let hopeless = 2 * (search.lost.len() + 1) > voters;
+        if hopeless || ticks - search.since >= EPHEMERAL_WAIT_TICKS {
+            if !search.reset_proposed {
+                search.reset_proposed = true;
+                self.propose(RequestId::default(), Op::EphemeralReset);
+            }
+        } else if new || (ticks - search.since) % 2 == 0 {
+            for to in ctx.others() {
+                Self::send(ctx, to, Body::WantEphemeral);
+            }
+        }
+    }
+
+    /// Puts a command into the log; refusals are left to the origin's retry.
+    fn propose(&mut self, id: RequestId, op: Op) {
+        let index = self.raw.raft.raft_log.last_index() + 1;
+        let command = Command { id, op };
+        if self.raw.propose(Vec::new(), command.encode()).is_err() {
+            return;
+        }
+        if self.raw.raft.raft_log.last_index() == index
+            && let Some(serving) = &mut self.serving
+        {
+            serving.proposed(&self.machine, index, command);
+        }
+    }
+
+    /// A packet of another voter of this cluster.
+    pub fn on_body(&mut self, ctx: &mut Ctx<'_>, from: NodeId, body: Body) -> Result<(), MetaError> {
+        match body {
+            Body::Raft(message) => self.on_raft(ctx, from, message)?,
+            Body::Forward { id, request } => self.on_request(ctx, id, request, from),
+            Body::Answer { session, seq, reply } => {
+                if session == ctx.requests.session {
+                    ctx.requests.complete(seq, reply);
+                }
+            }
+            Body::Chunk(chunk) => {
+                let transfer = chunk.transfer;
+                let (upto, received) = self.transfers.take(from, chunk, self.ticks);
+                if let Some(upto) = upto {
+                    Self::send(ctx, from, Body::ChunkAck { transfer, upto });
+                }
+                if let Some(received) = received {
+                    self.on_image(ctx, from, received);
+                }
+            }
+            Body::ChunkAck { transfer, upto } => {
+                match self.transfers.acked(from, transfer, upto, self.ticks) {
+                    Next::Send(chunk) => Self::send(ctx, from, Body::Chunk(chunk)),
+                    Next::Done { whole: true } => self.raw.report_snapshot(from.0, SnapshotStatus::Finish),
+                    Next::Done { whole: false } | Next::Nothing => {}
+                }
+            }
+            Body::WantEphemeral => self.offer_ephemeral(ctx, from),
+            Body::EphemeralLost => {
+                if let Some(search) = &mut self.search {
+                    search.lost.insert(from);
+                }
+            }
+        }
+        self.fix_timeout(ctx, false);
+        Ok(())
+    }
+
+    fn on_raft(&mut self, ctx: &mut Ctx<'_>, from: NodeId, message: RaftMsg) -> Result<(), MetaError> {
+        let Ok(message) = message.into_message(from, ctx.config.node) else {
+            ctx.counters.refused += 1;
+            return Ok(());
+        };
+        match guard::judge(&self.raw.raft, &message) {
+            // An error means that Raft has ignored it: an unknown peer, or no leader to pass it on to.
+            guard::Verdict::Step => drop(self.raw.step(message)),
+            guard::Verdict::Drop => ctx.counters.refused += 1,
+            guard::Verdict::Halt(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn offer_ephemeral(&mut self, ctx: &mut Ctx<'_>, to: NodeId) {
+        if self.machine.ephemeral == Ephemeral::Lost {
+            Self::send(ctx, to, Body::EphemeralLost);
+        } else if !self.transfers.is_sending(to, false) {
+            let bytes = image::encode(&self.machine, Parts::Ephemeral);
+            let (term, index) = (self.raw.raft.term, self.machine.index);
+            let chunk = self.transfers.start(to, false, term, index, bytes, self.ticks);
+            Self::send(ctx, to, Body::Chunk(chunk));
+        }
+    }
+
+    /// Starts to send the whole state as a snapshot.
+    fn send_snapshot(&mut self, ctx: &mut Ctx<'_>, to: NodeId) {
+        if self.transfers.is_sending(to, true) {
+            return;
+        }
+        let bytes = image::encode(&self.machine, Parts::Whole);
+        let (term, index) = (self.raw.raft.term, self.machine.index);
+        let chunk = self.transfers.start(to, true, term, index, bytes, self.ticks);
+        Self::send(ctx, to, Body::Chunk(chunk));
+    }
+
+    /// An image has arrived complete.
+    fn on_image(&mut self, ctx: &mut Ctx<'_>, from: NodeId, received: Received) {
+        let Ok(image) = image::decode(&received.bytes) else {
+            ctx.counters.refused += 1;
+            return;
+        };
+        if !received.whole {
+            self.ephemeral_image = Some(image);
+            self.take_ephemeral(ctx);
+            return;
+        }
+        if !image.durable || image.index == 0 || received.term < self.raw.raft.term || self.is_leader() {
+            return;
+        }
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgSnapshot);
+        message.from = from.0;
+        message.to = ctx.config.node.0;
+        message.term = received.term;
+        let conf_state = self.raw.store().conf_state();
+        let meta = message.mut_snapshot().mut_metadata();
+        meta.index = image.index;
+        meta.term = image.term;
+        meta.set_conf_state(conf_state);
+        if self.installing.is_none() {
+            self.installing = Some(image);
+            drop(self.raw.step(message));
+            if self.raw.snap().is_none() {
+                self.installing = None; // Raft had all of it
+            }
+        }
+    }
+
+    /// Takes over an ephemeral image when it is of exactly the applied index; keeps a later one.
+    fn take_ephemeral(&mut self, ctx: &mut Ctx<'_>) {
+        let Some(image) = self.ephemeral_image.take() else { return };
+        if image.index > self.machine.index && self.machine.ephemeral == Ephemeral::Lost {
+            self.ephemeral_image = Some(image);
+        } else if image.index == self.machine.index
+            && let Some(part) = image.ephemeral
+        {
+            let changes = self.machine.install_ephemeral(part);
+            ctx.tell(changes);
+        }
+    }
+
+    /// A completion of the disk.
+    pub fn on_disk(
+        &mut self,
+        ctx: &mut Ctx<'_>,
+        token: Token,
+        result: Result<(), DiskError>,
+    ) -> Result<(), MetaError> {
+        match self.journal.on_disk(ctx.env, token, result)? {
+            Some(Event::Durable(upto)) => self.durable(ctx, upto),
+            Some(Event::Snapshot { index, installed }) => {
+                if let Some(upto) = installed {
+                    self.durable(ctx, upto);
+                    if let Some(image) = self.installing.take() {
+                        self.install(ctx, image);
+                    }
+                }
+                self.raw.mut_store().compact(index);
+            }
+            None => {}
+        }
+        self.fix_timeout(ctx, false);
+        self.journal.pump(ctx.env)
+    }
+
+    /// Everything up to `upto` is durable: Raft may count on it, and what waited for it goes out.
+    fn durable(&mut self, ctx: &mut Ctx<'_>, upto: u64) {
+        self.durable_seq = self.durable_seq.max(upto);
+        while self.waits.front().is_some_and(|wait| wait.seq <= self.durable_seq) {
+            if let Some(wait) = self.waits.pop_front() {
+                self.raw.on_persist_ready(wait.ready);
+                self.send_messages(ctx, wait.messages);
+            }
+        }
+    }
+
+    fn install(&mut self, ctx: &mut Ctx<'_>, image: Image) {
+        let (index, term) = (image.index, image.term);
+        self.to_apply.retain(|entry| entry.index > index);
+        let changes = self.machine.install(image);
+        ctx.tell(changes);
+        self.raw.mut_store().applied = (index, term);
+        self.raw.advance_apply_to(index);
+        // Requests whose entries lie inside the snapshot were answered there.
+        let done: Vec<_> = ctx
+            .requests
+            .pending
+            .keys()
+            .filter_map(|seq| match self.machine.known(ctx.requests.id(*seq)) {
+                Known::Done(outcome) => Some((*seq, outcome)),
+                _ => None,
+            })
+            .collect();
+        for (seq, outcome) in done {
+            ctx.requests.complete(seq, outcome.reply());
+        }
+    }
+
+    fn send_messages(&mut self, ctx: &mut Ctx<'_>, messages: Vec<Message>) {
+        for message in messages {
+            let to = NodeId(message.to);
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.send_snapshot(ctx, to);
+            } else {
+                Self::send(ctx, to, Body::Raft(RaftMsg::of(message)));
+            }
+        }
+    }
+
+    /// Handles everything that has come together: one journal write for all of it.
+    pub fn flush(&mut self, ctx: &mut Ctx<'_>) -> Result<(), MetaError> {
+        for _ in 0..READY_ROUNDS_MAX {
+            self.note_leader(ctx);
+            self.drive_requests(ctx);
+            let confirm = self.reads.take_group(self.ticks, ctx.requests);
+            if let Some(context) = confirm {
+                self.raw.read_index(context);
+            }
+            if self.raw.has_ready() {
+                self.on_ready(ctx)?;
+            }
+            self.apply(ctx)?;
+            self.journal.pump(ctx.env)?;
+            self.serve_reads(ctx);
+            if !self.raw.has_ready() {
+                break;
+            }
+        }
+        self.note_leader(ctx);
+        self.maybe_compact(ctx)
+    }
+
+    fn on_ready(&mut self, ctx: &mut Ctx<'_>) -> Result<(), MetaError> {
+        let mut ready = self.raw.ready();
+        for state in ready.take_read_states() {
+            self.on_read_state(ctx, state.index, &state.request_ctx);
+        }
+        let messages = ready.take_messages();
+        self.send_messages(ctx, messages);
+        if let Some(hard) = ready.hs().filter(|_| ready.must_sync()) {
+            let hard = Hard { term: hard.term, vote: hard.vote, commit: hard.commit };
+            self.appended_seq = self.journal.append(Record::Hard(hard));
+        }
+        if !ready.snapshot().is_empty() {
+            let meta = ready.snapshot().get_metadata();
+            let (index, term) = (meta.index, meta.term);
+            self.raw.mut_store().reset(index, term);
+            let mut next = Machine::new(ctx.config.planted);
+            next.install(self.installing.clone().unwrap_or_default());
+            let bytes = image::encode(&next, Parts::Durable);
+            self.appended_seq = self.journal.install(index, term, bytes)?;
+        }
+        for entry in ready.entries() {
+            let data = durable_data(entry);
+            let record = Record::Entry { index: entry.index, term: entry.term, data };
+            self.appended_seq = self.journal.append(record);
+        }
+        let entries = ready.take_entries();
+        self.raw.mut_store().append(&entries);
+        self.to_apply.extend(ready.take_committed_entries());
+        let wait = Wait {
+            ready: ready.number(),
+            seq: if ready.must_sync() {
+                self.appended_seq
+            } else {
+                self.waits.back().map_or(self.durable_seq, |wait| wait.seq)
+            },
+            messages: ready.take_persisted_messages(),
+        };
+        self.raw.advance_append_async(ready);
+        self.waits.push_back(wait);
+        let upto = if ctx.config.planted.has(Bug::AckBeforeLogDurable) && self.installing.is_none() {
+            self.appended_seq
+        } else {
+            self.durable_seq
+        };
+        self.durable(ctx, upto);
+        Ok(())
+    }
+
+    /// Applies committed entries.
+    fn apply(&mut self, ctx: &mut Ctx<'_>) -> Result<(), MetaError> {
+        let before = self.machine.index;
+        while let Some(entry) = self.to_apply.front() {
+            if self.machine.ephemeral == Ephemeral::Lost
+                && self.transfers.ephemeral_arriving().is_some_and(|index| index < entry.index)
+                && !self.is_leader()
+            {
+                break; // the image that is arriving fits only onto the entry before
+            }
+            let Some(entry) = self.to_apply.pop_front() else { break };
+            let applied = self
+                .machine
+                .apply(entry.index, entry.term, &entry.data)
+                .map_err(|_| MetaError::BadEntry { index: entry.index })?;
+            ctx.tell(applied.changes);
+            if let Some((id, outcome)) = applied.done
+                && id.session == ctx.requests.session
+            {
+                ctx.requests.complete(id.seq, outcome.reply());
+            }
+            if let Some(serving) = &mut self.serving {
+                serving.applied(entry.index, applied.lease, ctx.env.now());
+            }
+            if applied.lease == Some(LeaseEvent::Reset) {
+                self.ephemeral_image = None;
+            }
+            self.take_ephemeral(ctx);
+        }
+        if self.machine.index != before {
+            self.raw.mut_store().applied = (self.machine.index, self.machine.term);
+            self.raw.advance_apply_to(self.machine.index);
+        }
+        self.start_serving(ctx);
+        Ok(())
+    }
+
+    fn start_serving(&mut self, ctx: &mut Ctx<'_>) {
+        let ready = self.is_leader() && self.raw.raft.apply_to_current_term();
+        if ready && self.machine.ephemeral == Ephemeral::Lost && self.search.is_none() {
+            self.seek_ephemeral(ctx);
+        }
+        if ready && self.serving.is_none() && self.machine.ephemeral == Ephemeral::Known {
+            self.serving = Some(Serving::new(&self.machine, ctx.env.now(), ctx.config.planted));
+            self.drive_requests(ctx);
+        }
+    }
+
+    /// Notices a change of leader or term.
+    fn note_leader(&mut self, ctx: &mut Ctx<'_>) {
+        let now = (self.raw.raft.leader_id, self.raw.raft.term);
+        if now == self.told_leader {
+            return;
+        }
+        self.told_leader = now;
+        self.serving = None;
+        self.search = None;
+        self.reads.clear(ctx.requests);
+        ctx.requests.restart();
+        let leader = self.leader();
+        let is_me = self.is_leader();
+        ctx.out.push_back(MetaOutput::Leader { leader, term: now.1, is_me });
+    }
+
+    fn maybe_compact(&mut self, ctx: &mut Ctx<'_>) -> Result<(), MetaError> {
+        let behind = self.machine.index > self.journal.snapshot_index;
+        if !behind || !self.journal.wants_compaction() || !self.journal.may_save() {
+            return Ok(());
+        }
+        let bytes = image::encode(&self.machine, Parts::Durable);
+        self.journal.save(ctx.env, self.machine.index, self.machine.term, bytes)
+    }
+
+    /// Hands waiting requests to the leader, if there is one.
+    pub fn drive_requests(&mut self, ctx: &mut Ctx<'_>) {
+        let Some(leader) = self.leader() else { return };
+        let here = leader == ctx.config.node;
+        if here && self.serving.is_none() {
+            return;
+        }
+        let idle: Vec<u64> =
+            ctx.requests.pending.iter().filter(|(_, p)| p.stage == Stage::Idle).map(|(s, _)| *s).collect();
+        for seq in idle {
+            let id = ctx.requests.id(seq);
+            let Some(pending) = ctx.requests.pending.get_mut(&seq) else { continue };
+            if matches!(pending.request, MetaRequest::Range { .. }) {
+                if self.reads.add_range(seq) {
+                    pending.stage = Stage::Reading;
+                }
+                continue;
+            }
+            pending.stage = Stage::Sent(self.ticks);
+            pending.maybe_done = true;
+            let request = pending.request.clone();
+            if here {
+                self.on_request(ctx, id, request, leader);
+            } else {
+                Self::send(ctx, leader, Body::Forward { id, request });
+            }
+        }
+    }
+
+    fn answer(&mut self, ctx: &mut Ctx<'_>, to: NodeId, id: RequestId, reply: MetaReply) {
+        if to == ctx.config.node {
+            ctx.requests.complete(id.seq, reply);
+        } else {
+            Self::send(ctx, to, Body::Answer { session: id.session, seq: id.seq, reply });
+        }
+    }
+
+    /// A request for the leader. Whatever is not answered here is answered when it has been applied, at
+    /// its origin, or comes again.
+    fn on_request(&mut self, ctx: &mut Ctx<'_>, id: RequestId, request: MetaRequest, from: NodeId) {
+        if self.serving.is_none() || id.session == 0 {
+            return;
+        }
+        if from != ctx.config.node && !crate::check::is_valid(&request) {
+            return self.answer(ctx, from, id, MetaReply::failed(Status::Invalid));
+        }
+        match self.machine.known(id) {
+            Known::Done(outcome) => return self.answer(ctx, from, id, outcome.reply()),
+            Known::GivenUp => return,
+            Known::New => {}
+        }
+        let forget = ctx.config.planted.has(Bug::DedupForgotten);
+        let Some(serving) = &mut self.serving else { return };
+        if serving.is_full() || self.journal.is_crowded() || serving.is_proposed(id) && !forget {
+            return;
+        }
+        let op = match request {
+            MetaRequest::Range { .. } => return,
+            MetaRequest::Txn { compares, writes } => {
+                let durable_max = self.journal.geometry.image_bytes_max().saturating_sub(IMAGE_RESERVE_BYTES);
+                let verdict = serving.decide(&self.machine, &compares, &writes, durable_max);
+                let applies = verdict == crate::codec::Verdict::Apply;
+                let writes = if applies { writes } else { Vec::new() };
+                Op::Txn { verdict, writes, stripped: false }
+            }
+            MetaRequest::LeaseRevoke { lease } => Op::LeaseEnd { lease },
+            MetaRequest::LeaseKeep { lease, ttl_ms } => {
+                match serving.keep(&self.machine, lease, ttl_ms, ctx.env.now()) {
+                    Ok(ttl_ms) => return self.reads.add_keep(from, id, lease, ttl_ms),
+                    Err(op) => op,
+                }
+            }
+        };
+        self.propose(id, op);
+    }
+
+    fn on_read_state(&mut self, ctx: &mut Ctx<'_>, index: u64, context: &[u8]) {
+        let Some(group) = self.reads.confirmed(context) else { return };
+        for seq in group.ranges {
+            if let Some(pending) = ctx.requests.pending.get_mut(&seq) {
+                pending.stage = Stage::ReadAt(index);
+            }
+        }
+        for keep in group.keeps {
+            // Leadership held after the renewal had come in, so no later leader counts from an earlier time.
+            let holds = self.serving.as_ref().is_some_and(|s| s.holds(&self.machine, keep.lease));
+            if holds {
+                self.answer(ctx, keep.from, keep.id, MetaReply::Lease { ttl_ms: keep.ttl_ms });
+            }
+        }
+    }
+
+    /// Answers confirmed reads that the applied state has caught up with.
+    fn serve_reads(&mut self, ctx: &mut Ctx<'_>) {
+        if !self.machine.is_ready() {
+            return;
+        }
+        let due: Vec<u64> = ctx
+            .requests
+            .pending
+            .iter()
+            .filter(|(_, p)| matches!(p.stage, Stage::ReadAt(index) if index <= self.machine.index))
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in due {
+            let Some(pending) = ctx.requests.pending.get(&seq) else { continue };
+            if let MetaRequest::Range { prefix, limit } = &pending.request {
+                let reply = crate::reads::range(self.machine.kv(), prefix, *limit);
+                ctx.requests.complete(seq, reply);
+            }
+        }
+    }
+
+    /// Another voter's process is known to be gone: do not wait for the whole timeout.
+    pub fn on_peer_gone(&mut self, peer: NodeId) {
+        if self.is_leader() {
+            self.raw.report_unreachable(peer.0);
+        } else if self.leader() == Some(peer) {
+            // Voters answer candidates again, and this one becomes one after its own random part.
+            self.raw.raft.election_elapsed += ELECTION_TICKS_MIN;
+        }
+    }
+
+    /// Asks the most advanced other voter to lead (before a clean stop).
+    pub fn resign(&mut self) {
+        if !self.is_leader() {
+            return;
+        }
+        let me = self.raw.raft.id;
+        let best = self.raw.raft.prs().iter().filter(|(id, _)| **id != me);
+        let best = best.max_by_key(|(id, progress)| (progress.matched, **id)).map(|(id, _)| *id);
+        if let Some(best) = best {
+            self.raw.transfer_leader(best);
+        }
+    }
+}
+
+/// What of an entry goes to disk.
+fn durable_data(entry: &Entry) -> Vec<u8> {
+    match Command::decode(&entry.data).ok().and_then(|command| command.without_ephemeral()) {
+        Some(stripped) => stripped.encode(),
+        None => entry.data.to_vec(),
+    }
+}
