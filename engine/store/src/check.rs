@@ -1,0 +1,1 @@
+//! Offline check (see `docs/disk-format.md`).

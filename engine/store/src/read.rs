@@ -1,0 +1,412 @@
+//! Reads: resolve, fetch, verify.
+//!
+//! A read sees every mutation submitted before it, and returns nothing that is not durable: when a block it
+//! wants was changed by a commit still on its way, it waits for that commit. Unwritten blocks cost no
+//! device read. A block may have been superseded and reused while it was being fetched: its checksum tells,
+//! and the read starts again if the mapping has changed, else the block is corrupt.
+
+use std::collections::VecDeque;
+
+use reactor::{DiskError, DiskOp, Env, IoBuf};
+use wire::crc::ZERO_BLOCK_CRC;
+use wire::{BLOCK_BYTES, BlockCrcs, OBJECT_BLOCKS, ObjectId, block_crc};
+
+use crate::page::{BlockRef, SLOTS_PER_PAGE, Slot};
+use crate::planted::Bug;
+use crate::store::{OpKind, SliceStore};
+use crate::types::*;
+use crate::write::range_mask;
+
+/// Times a read starts again because a block moved under it. Each needs an overwrite of the very block
+/// during the fetch and its reuse by another one; more in a row means something else is wrong.
+const RETRIES_MAX: u8 = 64;
+
+/// What a read is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// Slot in the table is free.
+    Idle,
+    /// Waits for a commit, a page, or a frame.
+    Parked,
+    /// Device reads are out.
+    Fetching,
+}
+
+struct Read {
+    step: Step,
+    ticket: u64,
+    object: ObjectId,
+    /// All written blocks, packed, instead of a range.
+    whole: bool,
+    /// Wanted blocks.
+    mask: u32,
+    presence: Presence,
+    /// Those of them that were written when the read was resolved.
+    written: u32,
+    /// In order of output.
+    blocks: [BlockRef; OBJECT_BLOCKS],
+    count: u8,
+    outstanding: u8,
+    retries: u8,
+    /// A block failed its checksum: the mapping must have changed, or it is corrupt.
+    suspect: bool,
+    failed: Option<StoreError>,
+    data: Option<IoBuf>,
+}
+
+/// Reads in progress.
+pub(crate) struct Reads {
+    table: Vec<Read>,
+    free: Vec<u32>,
+    parked: VecDeque<u32>,
+}
+
+impl Reads {
+    pub(crate) fn new() -> Self {
+        Self { table: Vec::new(), free: Vec::new(), parked: VecDeque::new() }
+    }
+
+    pub(crate) fn in_progress(&self) -> usize {
+        self.table.len() - self.free.len()
+    }
+}
+
+impl SliceStore {
+    /// Reads `blocks` blocks from `first_block` on; `StoreEvent::Read` brings them. Unwritten blocks, absent
+    /// and deleted objects read as zeroes.
+    pub fn read(
+        &mut self,
+        env: &mut dyn Env,
+        ticket: u64,
+        object: ObjectId,
+        first_block: u32,
+        blocks: u32,
+    ) -> Result<(), StoreError> {
+        let mask = range_mask(first_block, blocks).ok_or(StoreError::Invalid)?;
+        self.begin_read(env, ticket, object, mask, false)
+    }
+
+    /// Reads all written blocks of an object with its version, all durable; `StoreEvent::Object` brings them.
+    pub fn read_object(
+        &mut self,
+        env: &mut dyn Env,
+        ticket: u64,
+        object: ObjectId,
+    ) -> Result<(), StoreError> {
+        self.begin_read(env, ticket, object, u32::MAX, true)
+    }
+
+    fn begin_read(
+        &mut self,
+        env: &mut dyn Env,
+        ticket: u64,
+        object: ObjectId,
+        mask: u32,
+        whole: bool,
+    ) -> Result<(), StoreError> {
+        self.state()?;
+        if self.reads.in_progress() >= READS_MAX {
+            return Err(StoreError::Busy);
+        }
+        let read = Read {
+            step: Step::Parked,
+            ticket,
+            object,
+            whole,
+            mask,
+            presence: Presence::Absent,
+            written: 0,
+            blocks: [BlockRef::default(); OBJECT_BLOCKS],
+            count: 0,
+            outstanding: 0,
+            retries: 0,
+            suspect: false,
+            failed: None,
+            data: None,
+        };
+        let id = match self.reads.free.pop() {
+            Some(id) => {
+                if let Some(to) = self.reads.table.get_mut(id as usize) {
+                    *to = read;
+                }
+                id
+            }
+            None => {
+                self.reads.table.push(read);
+                self.reads.table.len() as u32 - 1
+            }
+        };
+        self.advance_read(env, id);
+        Ok(())
+    }
+
+    /// Tries parked reads again; called when something they may wait for has happened.
+    pub(crate) fn resume_parked(&mut self, env: &mut dyn Env) {
+        for _ in 0..self.reads.parked.len() {
+            let Some(id) = self.reads.parked.pop_front() else { return };
+            self.advance_read(env, id);
+        }
+    }
+
+    /// Resolves a read; goes on to fetch, or parks it.
+    fn advance_read(&mut self, env: &mut dyn Env, id: u32) {
+        let Some(read) = self.reads.table.get(id as usize) else { return };
+        if read.step != Step::Parked {
+            return;
+        }
+        if let Some(error) = read.failed {
+            self.finish_read(id, Err(error));
+            return;
+        }
+        if let Err(error) = self.state()
+            && !self.is_running()
+        {
+            self.finish_read(id, Err(error));
+            return;
+        }
+        let (object, whole, mask, suspect) = (read.object, read.whole, read.mask, read.suspect);
+        let Some((presence, blocks, count)) = self.resolve(env, object, whole, mask) else {
+            self.reads.parked.push_back(id);
+            return;
+        };
+        let written = self.written_mask(object) & mask;
+        let Some(read) = self.reads.table.get_mut(id as usize) else { return };
+        let same = read.presence == presence && read.blocks == blocks && usize::from(read.count) == count;
+        if suspect && same {
+            self.counters.corrupt += 1;
+            self.finish_read(id, Err(StoreError::Corrupt));
+            return;
+        }
+        read.presence = presence;
+        read.written = written;
+        read.blocks = blocks;
+        read.count = count as u8;
+        read.suspect = false;
+        read.step = Step::Fetching;
+        self.fetch(env, id);
+    }
+
+    /// Where the wanted blocks are, in order of output; `None` when that is not known yet.
+    fn resolve(
+        &mut self,
+        env: &mut dyn Env,
+        object: ObjectId,
+        whole: bool,
+        mask: u32,
+    ) -> Option<(Presence, [BlockRef; OBJECT_BLOCKS], usize)> {
+        let mut blocks = [BlockRef::default(); OBJECT_BLOCKS];
+        let nothing = if whole { 0 } else { mask.count_ones() as usize };
+        let Some(slot) = self.index.find(object) else { return Some((Presence::Absent, blocks, nothing)) };
+        let settled = if whole { self.is_durable(slot) } else { self.is_settled(slot, mask) };
+        if !settled {
+            return None;
+        }
+        let presence = self.index.presence(slot);
+        let written = self.index.mask(slot) & mask;
+        if written == 0 {
+            return Some((presence, blocks, nothing));
+        }
+        let mut by_block = [BlockRef::default(); OBJECT_BLOCKS];
+        let mut missing = written;
+        for overlay in [&self.active, &self.frozen] {
+            for change in overlay.changes(slot) {
+                if missing >> change.block & 1 == 1
+                    && let Some(to) = by_block.get_mut(change.block)
+                {
+                    *to = change.to;
+                    missing &= !(1 << change.block);
+                }
+            }
+        }
+        if missing != 0 {
+            let page = slot / SLOTS_PER_PAGE as u32;
+            self.want_page(env, page)?;
+            let record = Slot::of(self.cache.peek(page)?, slot as usize % SLOTS_PER_PAGE);
+            while missing != 0 {
+                let block = missing.trailing_zeros() as usize;
+                missing &= missing - 1;
+                if let Some(to) = by_block.get_mut(block) {
+                    *to = record.block(block);
+                }
+            }
+        }
+        let mut bits = if whole { written } else { mask };
+        let mut count = 0;
+        while bits != 0 {
+            let block = bits.trailing_zeros() as usize;
+            bits &= bits - 1;
+            if let (Some(to), Some(from)) = (blocks.get_mut(count), by_block.get(block))
+                && written >> block & 1 == 1
+            {
+                *to = *from;
+            }
+            count += 1;
+        }
+        Some((presence, blocks, count))
+    }
+
+    fn is_durable(&self, slot: u32) -> bool {
+        [&self.active, &self.frozen]
+            .into_iter()
+            .all(|overlay| overlay.head(slot).is_none_or(|h| h.commit <= self.log.durable))
+    }
+
+    /// Submits the device reads of a resolved read: one per run of adjacent addresses.
+    fn fetch(&mut self, env: &mut dyn Env, id: u32) {
+        let Some(read) = self.reads.table.get_mut(id as usize) else { return };
+        let count = usize::from(read.count);
+        let blocks = read.blocks;
+        read.data = None;
+        read.outstanding = 0;
+        if count == 0 {
+            self.finish_read(id, Ok(()));
+            return;
+        }
+        let Some(mut data) = Self::buffer(env, count * BLOCK_BYTES) else {
+            self.finish_read(id, Err(StoreError::Busy));
+            return;
+        };
+        let first = run_at(&blocks, 0, count);
+        if first == count && blocks.first().is_some_and(|b| b.addr != 0) {
+            let addr = blocks.first().map_or(0, |b| b.addr);
+            if let Some(read) = self.reads.table.get_mut(id as usize) {
+                read.outstanding = 1;
+            }
+            let op = DiskOp::Read { offset: self.byte_of(addr), buf: data };
+            self.submit(env, OpKind::Part { read: id, at: 0, n: count as u8, whole: true }, op);
+            return;
+        }
+        let mut parts = 0u8;
+        let mut at = 0;
+        while at < count {
+            let n = run_at(&blocks, at, count);
+            let addr = blocks.get(at).map_or(0, |b| b.addr);
+            if addr == 0 {
+                if let Some(to) =
+                    data.as_mut_slice().and_then(|d| d.get_mut(at * BLOCK_BYTES..(at + n) * BLOCK_BYTES))
+                {
+                    to.fill(0);
+                }
+            } else if let Some(buf) = Self::buffer(env, n * BLOCK_BYTES) {
+                parts += 1;
+                let op = DiskOp::Read { offset: self.byte_of(addr), buf };
+                self.submit(env, OpKind::Part { read: id, at: at as u8, n: n as u8, whole: false }, op);
+            } else if let Some(read) = self.reads.table.get_mut(id as usize) {
+                read.failed = Some(StoreError::Busy);
+            }
+            at += n;
+        }
+        let Some(read) = self.reads.table.get_mut(id as usize) else { return };
+        read.data = Some(data);
+        read.outstanding = parts;
+        if parts == 0 {
+            let result = read.failed.map_or(Ok(()), Err);
+            self.finish_read(id, result);
+        }
+    }
+
+    /// A part of a read has ended.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn part_read(
+        &mut self,
+        env: &mut dyn Env,
+        id: u32,
+        at: usize,
+        n: usize,
+        whole: bool,
+        buf: IoBuf,
+        result: Result<(), DiskError>,
+    ) {
+        let verify = !self.bug(Bug::SkipReadChecksum);
+        let Some(read) = self.reads.table.get_mut(id as usize) else { return };
+        if result.is_err() {
+            read.failed = Some(StoreError::Io);
+        } else {
+            let expected = read.blocks.iter().skip(at).take(n);
+            let bad = buf.as_slice().chunks(BLOCK_BYTES).zip(expected).any(|(b, e)| block_crc(b) != e.crc);
+            if bad && verify {
+                read.suspect = true;
+            }
+            if whole {
+                read.data = Some(buf);
+            } else if let Some(to) = read
+                .data
+                .as_mut()
+                .and_then(IoBuf::as_mut_slice)
+                .and_then(|d| d.get_mut(at * BLOCK_BYTES..(at + n) * BLOCK_BYTES))
+            {
+                to.copy_from_slice(buf.as_slice().get(..n * BLOCK_BYTES).unwrap_or(&[]));
+            }
+        }
+        read.outstanding = read.outstanding.saturating_sub(1);
+        if read.outstanding > 0 {
+            return;
+        }
+        if let Some(error) = read.failed {
+            self.finish_read(id, Err(error));
+        } else if !read.suspect {
+            self.finish_read(id, Ok(()));
+        } else if read.retries >= RETRIES_MAX {
+            self.finish_read(id, Err(StoreError::Corrupt));
+        } else {
+            read.retries += 1;
+            read.step = Step::Parked;
+            self.advance_read(env, id);
+        }
+    }
+
+    /// A page could not be read: whoever waits for it fails.
+    pub(crate) fn page_failed(&mut self, _env: &mut dyn Env, page: u32, error: StoreError) {
+        for i in 0..self.reads.parked.len() {
+            let Some(id) = self.reads.parked.get(i).copied() else { break };
+            let Some(object) = self.reads.table.get(id as usize).map(|r| r.object) else { continue };
+            if self.index.find(object).is_some_and(|slot| slot / SLOTS_PER_PAGE as u32 == page)
+                && let Some(read) = self.reads.table.get_mut(id as usize)
+            {
+                read.failed = Some(error);
+            }
+        }
+        self.checkpoint_page_failed(page, error);
+    }
+
+    fn finish_read(&mut self, id: u32, result: Result<(), StoreError>) {
+        let Some(read) = self.reads.table.get_mut(id as usize) else { return };
+        let (ticket, whole, count) = (read.ticket, read.whole, usize::from(read.count));
+        let data = read.data.take();
+        let mut crcs = BlockCrcs::default();
+        for block in read.blocks.iter().take(count) {
+            crcs.push(if block.addr == 0 { ZERO_BLOCK_CRC } else { block.crc });
+        }
+        let presence = read.presence;
+        read.step = Step::Idle;
+        let mask = read.written;
+        self.reads.free.push(id);
+        let event = if whole {
+            let result = result.map(|()| ObjectData { presence, mask, data, crcs });
+            StoreEvent::Object { ticket, result }
+        } else {
+            let result = match (result, data) {
+                (Ok(()), Some(data)) => Ok(ReadData { data, crcs, presence }),
+                (Ok(()), None) => Err(StoreError::Busy),
+                (Err(error), _) => Err(error),
+            };
+            StoreEvent::Read { ticket, result }
+        };
+        self.events.push_back(event);
+    }
+}
+
+/// Blocks from `at` on that lie side by side on the device, or are all unwritten.
+fn run_at(blocks: &[BlockRef; OBJECT_BLOCKS], at: usize, count: usize) -> usize {
+    let Some(first) = blocks.get(at) else { return 1 };
+    let mut n = 1;
+    while at + n < count {
+        let Some(block) = blocks.get(at + n) else { break };
+        let adjacent = if first.addr == 0 { block.addr == 0 } else { block.addr == first.addr + n as u64 };
+        if !adjacent {
+            break;
+        }
+        n += 1;
+    }
+    n
+}

@@ -1,0 +1,462 @@
+//! `SliceStore`: the pieces together, its operations in flight, and the dispatch of completions.
+
+use std::collections::VecDeque;
+
+use reactor::{DiskError, DiskIndex, DiskOp, Env, IoBuf, Token};
+use wire::{BLOCK_BYTES, ObjectId};
+
+use crate::alloc::Bitmap;
+use crate::cache::{Cache, Lookup, PageTable};
+use crate::checkpoint::Checkpoint;
+use crate::index::Index;
+use crate::open::Opening;
+use crate::overlay::Overlay;
+use crate::planted::Bug;
+use crate::read::Reads;
+use crate::superblock::SliceSuper;
+use crate::types::*;
+use crate::write::Log;
+
+/// What a device operation in flight is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum OpKind {
+    /// Not in use.
+    Idle,
+    /// A part of a commit.
+    Commit { number: u64, first: bool },
+    /// A part of a read: blocks `at .. at + n` of its output.
+    Part { read: u32, at: u8, n: u8, whole: bool },
+    /// A page into a frame.
+    Page { frame: u32 },
+    /// A write of a checkpoint's pages or nodes.
+    Checkpoint,
+    /// The flush before a superblock.
+    CheckpointFlush,
+    /// A superblock copy.
+    Super,
+    /// Something of the opening; what it is, is the opening's business.
+    Open { a: u32, b: u32 },
+}
+
+/// Whether the store serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Life {
+    Opening,
+    Running,
+    Closing,
+    Closed,
+    Failed(StoreError),
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) commits: u64,
+    pub(crate) mutations: u64,
+    pub(crate) checkpoints: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) written_data_bytes: u64,
+    pub(crate) device_writes: u64,
+    pub(crate) device_reads: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) corrupt: u64,
+}
+
+/// Operations in flight and those that wait for room.
+pub(crate) struct Ops {
+    kinds: Vec<OpKind>,
+    free: Vec<u32>,
+    /// Operations without a token yet, or refused by the environment.
+    backlog: VecDeque<(OpKind, DiskOp)>,
+    limit: u32,
+}
+
+/// A slice, open or opening.
+pub struct SliceStore {
+    pub(crate) disk: DiskIndex,
+    pub(crate) geometry: SliceGeometry,
+    pub(crate) options: StoreOptions,
+    tokens: TokenRange,
+    pub(crate) life: Life,
+    pub(crate) superblock: SliceSuper,
+    pub(crate) blocks: u64,
+    pub(crate) space: Bitmap,
+    pub(crate) index: Index,
+    pub(crate) active: Overlay,
+    pub(crate) frozen: Overlay,
+    pub(crate) table: PageTable,
+    pub(crate) cache: Cache,
+    pub(crate) log: Log,
+    pub(crate) reads: Reads,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) opening: Option<Box<Opening>>,
+    pub(crate) ops: Ops,
+    /// Emptied buffer vectors for the next writes.
+    pub(crate) vecs: Vec<Vec<IoBuf>>,
+    pub(crate) events: VecDeque<StoreEvent>,
+    pub(crate) counters: Counters,
+}
+
+impl SliceStore {
+    /// Starts opening a slice; `StoreEvent::Opened` tells the end. Until then operations are refused.
+    pub fn open(
+        env: &mut dyn Env,
+        disk: DiskIndex,
+        geometry: SliceGeometry,
+        options: StoreOptions,
+        tokens: TokenRange,
+    ) -> Self {
+        let blocks = geometry.len / BLOCK_BYTES as u64;
+        let fits = crate::superblock::usable(geometry.offset, geometry.len) && tokens.count >= TOKENS_MIN;
+        let blocks = if fits { blocks } else { 64 };
+        let mut store = Self {
+            disk,
+            geometry,
+            options,
+            tokens,
+            life: Life::Opening,
+            superblock: SliceSuper {
+                cluster: Default::default(),
+                disk: Default::default(),
+                slice: geometry.slice,
+                blocks,
+                number: 0,
+                incarnation: 0,
+                cut: 0,
+                checkpoint: 0,
+                log: 2,
+                root: 0,
+                root_crc: 0,
+                pages: 0,
+            },
+            blocks,
+            space: Bitmap::new(blocks, 2),
+            index: Index::new(blocks),
+            active: Overlay::new(),
+            frozen: Overlay::new(),
+            table: PageTable::new(),
+            cache: Cache::new(options.page_cache_bytes),
+            log: Log::new(),
+            reads: Reads::new(),
+            checkpoint: Checkpoint::new(),
+            opening: None,
+            ops: Ops { kinds: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), limit: tokens.count },
+            vecs: Vec::new(),
+            events: VecDeque::with_capacity(1024),
+            counters: Counters::default(),
+        };
+        if fits {
+            store.start_opening(env);
+        } else {
+            store.life = Life::Failed(StoreError::Invalid);
+            store.events.push_back(StoreEvent::Opened(Err(OpenError::Geometry)));
+        }
+        store
+    }
+
+    /// The slice this is.
+    pub fn geometry(&self) -> SliceGeometry {
+        self.geometry
+    }
+
+    /// The superblock as last read or written.
+    pub fn superblock(&self) -> &SliceSuper {
+        &self.superblock
+    }
+
+    /// Takes the next event. Call until `None` after `on_event` and `flush`.
+    pub fn poll(&mut self) -> Option<StoreEvent> {
+        self.events.pop_front()
+    }
+
+    /// A completion whose token lies in this store's range.
+    pub fn on_event(&mut self, env: &mut dyn Env, token: Token, result: Result<(), DiskError>, op: DiskOp) {
+        let Some(kind) = self.finish_op(token) else { return };
+        match (kind, op) {
+            (OpKind::Commit { number, first }, DiskOp::Write { bufs, .. }) => {
+                self.commit_written(number, first, bufs, result);
+            }
+            (OpKind::Part { read, at, n, whole }, DiskOp::Read { buf, .. }) => {
+                self.part_read(env, read, usize::from(at), usize::from(n), whole, buf, result);
+            }
+            (OpKind::Page { frame }, DiskOp::Read { buf, .. }) => self.page_read(env, frame, buf, result),
+            (OpKind::Checkpoint, DiskOp::Write { bufs, .. }) => {
+                self.recycle(bufs);
+                self.checkpoint_written(result);
+            }
+            (OpKind::CheckpointFlush, _) => self.checkpoint_flushed(env, result),
+            (OpKind::Super, DiskOp::Write { bufs, .. }) => {
+                self.recycle(bufs);
+                self.super_written(env, result);
+            }
+            (OpKind::Open { a, b }, op) => self.opening_event(env, a, b, result, op),
+            _ => {}
+        }
+        self.drain_backlog(env);
+        self.resume_parked(env);
+        self.step_checkpoint(env);
+    }
+
+    /// Closes the group commit of what was submitted since the last call, and sends it out. Call once after
+    /// every batch of events.
+    pub fn flush(&mut self, env: &mut dyn Env) {
+        self.drain_backlog(env);
+        if matches!(self.life, Life::Running | Life::Closing) {
+            self.maybe_start_checkpoint();
+            self.submit_commits(env);
+            self.step_checkpoint(env);
+            if self.life == Life::Closing {
+                self.finish_release();
+            }
+            self.finish_closing();
+        }
+        self.resume_parked(env);
+    }
+
+    /// Ends the store: what is queued becomes durable, then everything is checkpointed, then
+    /// `StoreEvent::Closed`. New operations are refused from now on.
+    pub fn close(&mut self, env: &mut dyn Env) {
+        match self.life {
+            Life::Running => {
+                self.life = Life::Closing;
+                self.flush(env);
+            }
+            Life::Closing | Life::Closed => {}
+            Life::Opening => {
+                self.life = Life::Closed;
+                self.opening = None;
+                self.events.push_back(StoreEvent::Closed(Ok(())));
+            }
+            Life::Failed(why) => self.events.push_back(StoreEvent::Closed(Err(why))),
+        }
+    }
+
+    fn finish_closing(&mut self) {
+        if self.life == Life::Closing
+            && self.log.is_idle()
+            && self.checkpoint.is_idle()
+            && self.active.is_empty()
+            && self.reads.in_progress() == 0
+        {
+            self.life = Life::Closed;
+            self.events.push_back(StoreEvent::Closed(Ok(())));
+        }
+    }
+
+    /// What the slice knows of an object, mutations not yet durable included.
+    pub fn lookup(&self, object: ObjectId) -> Presence {
+        self.index.find(object).map_or(Presence::Absent, |slot| self.index.presence(slot))
+    }
+
+    /// Which blocks of an object are written, mutations not yet durable included.
+    pub fn written_mask(&self, object: ObjectId) -> u32 {
+        self.index.find(object).map_or(0, |slot| self.index.mask(slot))
+    }
+
+    /// Lists objects that `filter` accepts, in no particular order, looking at no more than `max` slots.
+    /// Appends to `out`; returns where to go on, `None` at the end. Objects made or removed meanwhile may or
+    /// may not be listed; all others are, once.
+    pub fn list(
+        &self,
+        cursor: ListCursor,
+        max: u32,
+        mut filter: impl FnMut(&ObjectId) -> bool,
+        out: &mut Vec<ListEntry>,
+    ) -> Option<ListCursor> {
+        let end = cursor.0.saturating_add(max.max(1)).min(self.index.slots());
+        for slot in cursor.0..end {
+            let (version, tombstone) = match self.index.presence(slot) {
+                Presence::Absent => continue,
+                Presence::Live(version) => (version, false),
+                Presence::Tombstone(version) => (version, true),
+            };
+            if let Some(object) = self.index.object(slot)
+                && filter(&object)
+            {
+                out.push(ListEntry { object, version, tombstone });
+            }
+        }
+        (end < self.index.slots()).then_some(ListCursor(end))
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> StoreStats {
+        let block = BLOCK_BYTES as u64;
+        let free = self.available() + self.log.recyclable();
+        StoreStats {
+            objects: self.index.objects(),
+            tombstones: self.index.tombstones(),
+            data_blocks: self.index.data_blocks(),
+            used_bytes: self.blocks.saturating_sub(free) * block,
+            free_bytes: free * block,
+            reserve_bytes: self.reserve() * block,
+            commits: self.counters.commits,
+            mutations: self.counters.mutations,
+            checkpoints: self.counters.checkpoints,
+            written_bytes: self.counters.written_bytes,
+            written_data_bytes: self.counters.written_data_bytes,
+            device_writes: self.counters.device_writes,
+            device_reads: self.counters.device_reads,
+            read_bytes: self.counters.read_bytes,
+            page_hits: self.cache.hits,
+            page_misses: self.cache.misses,
+            in_flight: (self.ops.kinds.len() - self.ops.free.len() + self.ops.backlog.len()) as u64,
+            reads: self.reads.in_progress() as u64,
+            corrupt: self.counters.corrupt,
+            index_bytes: (self.index.bytes() + self.space.bytes() + self.table.bytes()) as u64,
+            overlay_bytes: (self.active.bytes() + self.frozen.bytes()) as u64,
+            cache_bytes: self.cache.bytes() as u64,
+            log_blocks: (self.active.log_blocks.len() + self.frozen.log_blocks.len()) as u64,
+        }
+    }
+
+    /// Whether the store serves, and if not, why.
+    pub fn state(&self) -> Result<(), StoreError> {
+        match self.life {
+            Life::Running => Ok(()),
+            Life::Failed(why) => Err(why),
+            Life::Opening | Life::Closing | Life::Closed => Err(StoreError::NotOpen),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn bug(&self, bug: Bug) -> bool {
+        #[cfg(feature = "planted")]
+        return self.options.planted == Some(bug);
+        #[cfg(not(feature = "planted"))]
+        {
+            let _ = bug;
+            false
+        }
+    }
+
+    /// Byte on the disk of a block of the slice.
+    pub(crate) fn byte_of(&self, block: u64) -> u64 {
+        self.geometry.offset + block * BLOCK_BYTES as u64
+    }
+
+    /// Sends an operation out, or queues it when a bound is reached.
+    pub(crate) fn submit(&mut self, env: &mut dyn Env, kind: OpKind, op: DiskOp) {
+        match &op {
+            DiskOp::Write { bufs, .. } => {
+                self.counters.device_writes += 1;
+                self.counters.written_bytes += bufs.iter().map(|b| b.len() as u64).sum::<u64>();
+            }
+            DiskOp::Read { buf, .. } => {
+                self.counters.device_reads += 1;
+                self.counters.read_bytes += buf.len() as u64;
+            }
+            _ => {}
+        }
+        if self.ops.backlog.is_empty() {
+            if let Some((kind, op)) = self.try_submit(env, kind, op) {
+                self.ops.backlog.push_back((kind, op));
+            }
+        } else {
+            self.ops.backlog.push_back((kind, op));
+        }
+    }
+
+    fn try_submit(&mut self, env: &mut dyn Env, kind: OpKind, op: DiskOp) -> Option<(OpKind, DiskOp)> {
+        let id = match self.ops.free.pop() {
+            Some(id) => id,
+            None if (self.ops.kinds.len() as u32) < self.ops.limit => {
+                self.ops.kinds.push(OpKind::Idle);
+                self.ops.kinds.len() as u32 - 1
+            }
+            None => return Some((kind, op)),
+        };
+        match env.submit(self.disk, op, Token(self.tokens.first + u64::from(id))) {
+            Ok(()) => {
+                if let Some(to) = self.ops.kinds.get_mut(id as usize) {
+                    *to = kind;
+                }
+                None
+            }
+            Err((_, op)) => {
+                self.ops.free.push(id);
+                Some((kind, op))
+            }
+        }
+    }
+
+    fn finish_op(&mut self, token: Token) -> Option<OpKind> {
+        let id = token.0.checked_sub(self.tokens.first)?;
+        let kind = std::mem::replace(self.ops.kinds.get_mut(id as usize)?, OpKind::Idle);
+        if kind == OpKind::Idle {
+            return None;
+        }
+        self.ops.free.push(id as u32);
+        Some(kind)
+    }
+
+    fn drain_backlog(&mut self, env: &mut dyn Env) {
+        while let Some((kind, op)) = self.ops.backlog.pop_front() {
+            if let Some(back) = self.try_submit(env, kind, op) {
+                self.ops.backlog.push_front(back);
+                return;
+            }
+        }
+    }
+
+    /// An empty vector for buffers.
+    pub(crate) fn take_vec(&mut self) -> Vec<IoBuf> {
+        self.vecs.pop().unwrap_or_default()
+    }
+
+    /// Takes a vector back.
+    pub(crate) fn recycle(&mut self, mut bufs: Vec<IoBuf>) {
+        bufs.clear();
+        self.vecs.push(bufs);
+    }
+
+    /// A buffer from the arena, or from the heap when the arena is exhausted: internal work must not stall
+    /// on back-pressure meant for clients.
+    pub(crate) fn buffer(env: &mut dyn Env, len: usize) -> Option<IoBuf> {
+        env.alloc(len).or_else(|_| IoBuf::heap(len)).ok()
+    }
+
+    /// Stops the store: every mutation not yet acknowledged fails.
+    pub(crate) fn fail(&mut self, why: StoreError) {
+        if matches!(self.life, Life::Failed(_)) {
+            return;
+        }
+        tracing::error!(slice = self.geometry.slice.0, error = %why, "store failed");
+        let closing = self.life == Life::Closing;
+        self.life = Life::Failed(why);
+        self.fail_commits(why);
+        if closing {
+            self.events.push_back(StoreEvent::Closed(Err(why)));
+        }
+    }
+
+    /// Asks for a page; `Some(frame)` when it is there, else a read is under way or frames are short.
+    pub(crate) fn want_page(&mut self, env: &mut dyn Env, page: u32) -> Option<u32> {
+        match self.cache.lookup(page) {
+            Lookup::Ready(frame) => Some(frame),
+            Lookup::Loading | Lookup::Full => None,
+            Lookup::Load(frame, buf) => {
+                let at = self.table.get(page);
+                let op = DiskOp::Read { offset: self.byte_of(at.addr), buf };
+                self.submit(env, OpKind::Page { frame }, op);
+                None
+            }
+        }
+    }
+
+    fn page_read(&mut self, env: &mut dyn Env, frame: u32, buf: IoBuf, result: Result<(), DiskError>) {
+        let page = self.cache.page_of(frame);
+        let at = self.table.get(page);
+        let error = if result.is_err() {
+            Some(StoreError::Io)
+        } else if crate::page::check_page(buf.as_slice(), self.geometry.slice, page, at.crc).is_err() {
+            Some(StoreError::Corrupt)
+        } else {
+            None
+        };
+        self.cache.loaded(frame, Some(buf), error.is_none());
+        if let Some(error) = error {
+            self.counters.corrupt += u64::from(error == StoreError::Corrupt);
+            self.page_failed(env, page, error);
+        }
+    }
+}
