@@ -116,7 +116,7 @@ impl Conn {
                 self.sending = true;
                 // SAFETY: the entry points into this boxed connection's sender and the buffers that it
                 // holds; both stay until the operation ended.
-                unsafe { io.ring.push_net(entry, user_data(Op::Send, self.slot)) }
+                unsafe { io.ring.push_net_send(entry, user_data(Op::Send, self.slot)) }
             }
             None if self.phase == Phase::Draining => {
                 socket::shut(&self.fd, libc::SHUT_WR);

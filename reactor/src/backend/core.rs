@@ -6,7 +6,7 @@
 use super::clock;
 use super::disk::Disks;
 use super::disk_file::DiskFile;
-use super::idle::SpinPolicy;
+use super::idle::{PREEMPTED_NS, SpinPolicy, Spun};
 use super::mesh::{MeshEnd, Poster};
 use super::ring::{Class, Completion, Ring};
 use super::rng::Stream;
@@ -27,6 +27,10 @@ use wire::CoreId;
 const BATCH_COMPLETIONS: usize = 256;
 /// Events given to the service in one batch.
 const BATCH_EVENTS: usize = 512;
+/// A loop with n disk operations under way sleeps until n / 8 completions (of any kind) have come, at most
+/// 16, or `ring::BATCH_WAIT_US` are over: at depth 1 it wakes at once.
+const WAIT_BATCH_FRACTION: usize = 8;
+const WAIT_BATCH_MAX: usize = 16;
 /// Longest sleep: a safety net, not a clock; everything that matters wakes the ring.
 const PARK_MAX: Duration = Duration::from_secs(1);
 
@@ -200,32 +204,53 @@ impl CoreEnv {
 
     /// Looks for completions for `window_ns` without sleeping. True when something came.
     fn spin_for(&mut self, window_ns: u64) -> Result<bool, CoreError> {
-        self.stats.spins.add(1);
-        let until = self.now.plus_ns(window_ns);
-        loop {
-            if self.ring.queued() > 0 || self.ring.has_deferred() {
-                self.ring.enter(0, None)?;
-            }
+        // What submitting brings at once would have come without spinning: nothing is learnt from it.
+        if self.ring.queued() > 0 || self.ring.has_deferred() {
+            self.ring.enter(0, None)?;
             if self.has_work() {
-                self.stats.spin_hits.add(1);
-                self.spin.learn(true);
                 return Ok(true);
             }
+        }
+        self.stats.spins.add(1);
+        self.refresh_now();
+        let until = self.now.plus_ns(window_ns);
+        let mut spun = Spun::Hit;
+        let found = loop {
+            let found = self.ring.has_deferred() || self.has_work();
+            let before = self.now;
             self.refresh_now();
+            if self.now.since(before) > PREEMPTED_NS {
+                spun = Spun::Preempted;
+            }
+            if found {
+                self.ring.enter(0, None)?;
+                break true;
+            }
             if self.now >= until {
-                self.spin.learn(false);
-                return Ok(false);
+                break false;
             }
             std::hint::spin_loop();
+        };
+        if found && spun == Spun::Hit {
+            self.stats.spin_hits.add(1);
+        } else if spun == Spun::Hit {
+            spun = Spun::Miss;
         }
+        self.spin.learn(spun);
+        Ok(found)
     }
 
     fn park(&mut self, wait: Duration) -> Result<(), CoreError> {
         self.stats.parks.add(1);
         self.stats.arena_used_bytes.set(self.arena.usage().0 as u64);
         let asleep = self.mesh.waker().park();
-        let entered =
-            if asleep { self.ring.enter(1, Some(wait)) } else { self.ring.enter(0, None) };
+        let entered = if asleep {
+            // With much under way, sleeping until several have come saves a switch for each.
+            let batch = (self.disks.in_flight() / WAIT_BATCH_FRACTION).clamp(1, WAIT_BATCH_MAX);
+            self.ring.enter(batch as u32, Some(wait))
+        } else {
+            self.ring.enter(0, None)
+        };
         if asleep {
             self.mesh.waker().unpark();
         }

@@ -68,6 +68,10 @@ impl Disks {
         }
     }
 
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     pub(crate) fn info(&self, disk: DiskIndex) -> Option<DiskInfo> {
         self.files.get(usize::from(disk.0)).map(|file| file.info())
     }
@@ -98,7 +102,7 @@ impl Disks {
             slot.op = Some(InFlight { disk, token, op, done: 0, retries: 0 });
         }
         self.push(ring, index);
-        self.stats.disk_in_flight.set((self.slots.len() - self.free.len()) as u64);
+        self.stats.disk_in_flight.set(self.in_flight() as u64);
         Ok(())
     }
 
@@ -134,7 +138,7 @@ impl Disks {
                     self.free.push(index);
                     self.stats.disk_ops.add(1);
                     events.push_back(Event::DiskDone { disk, token, result, op });
-                    self.stats.disk_in_flight.set((self.slots.len() - self.free.len()) as u64);
+                    self.stats.disk_in_flight.set(self.in_flight() as u64);
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 use wire::BLOCK_BYTES;
 
@@ -15,6 +16,9 @@ use wire::BLOCK_BYTES;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// The ioctl that tells a block device's size in bytes: `_IOR(0x12, 114, size_t)`.
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+/// Attempts to lock a disk, and the time between two: half a second in all.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Torn-write unit of drives that promise no more than their sector.
 const SECTOR_BYTES: u32 = 512;
 
@@ -84,15 +88,9 @@ impl DiskFile {
             }
             Err(error) => return Err(os(error)),
         };
-        // SAFETY: plain system call on a descriptor that `file` owns.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-            let error = io::Error::last_os_error();
-            return Err(if error.raw_os_error() == Some(libc::EWOULDBLOCK) {
-                DiskOpenError::InUse(path)
-            } else {
-                os(error)
-            });
-        }
+        lock(&file).map_err(|error| {
+            if error.kind() == io::ErrorKind::WouldBlock { DiskOpenError::InUse(path.clone()) } else { os(error) }
+        })?;
         let info = if kind.is_block_device() { block_device(&file) } else { regular_file(&file) };
         let info = info.map_err(os)?;
         if info.size_bytes < BLOCK_BYTES as u64 {
@@ -120,6 +118,32 @@ impl DiskFile {
     pub(crate) fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        // Explicitly, as a ring that still holds the file would otherwise keep the lock a little longer.
+        // SAFETY: plain system call on a descriptor that `file` owns.
+        unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) };
+    }
+}
+
+/// Locks against other processes. A process that was just killed holds its lock until the kernel has taken
+/// its ring apart, so this tries for a moment.
+#[allow(clippy::disallowed_methods, reason = "opening a disk happens before any loop runs")]
+fn lock(file: &File) -> io::Result<()> {
+    for _ in 0..LOCK_TRIES {
+        // SAFETY: plain system call on a descriptor that `file` owns.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(error);
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    Err(io::Error::from(io::ErrorKind::WouldBlock))
 }
 
 fn whole_blocks(bytes: u64) -> u64 {

@@ -20,6 +20,9 @@ use std::time::Duration;
 /// The completion queue is this many times the submission queue: bounds of disk operations and
 /// connections together stay below it in ordinary use (and the kernel keeps what does not fit).
 const CQ_FACTOR: u32 = 8;
+/// How long a sleep for several completions lasts before one is enough, in microseconds: small against
+/// the latency that a queue of that depth has anyway.
+const BATCH_WAIT_US: u32 = 50;
 /// How long to wait, in all, for outstanding operations when a ring is closed.
 const DRAIN_MS: u64 = 5_000;
 /// Smallest arena prefix worth registering.
@@ -60,7 +63,10 @@ pub struct Ring {
     outstanding: usize,
     /// Start address and length of the registered part of the arena.
     registered: Option<(usize, usize)>,
-    taskrun_flag: bool,
+    /// The kernel can wait for several completions and settle for one after a while.
+    batches: bool,
+    /// Queued submissions that complete while they are submitted, as a rule.
+    inline: u32,
 }
 
 impl Ring {
@@ -84,14 +90,8 @@ impl Ring {
             })
         };
         let io = io.map_err(CoreError::RingSetup)?;
-        Ok(Self {
-            io,
-            stats,
-            backlog: VecDeque::new(),
-            outstanding: 0,
-            registered: None,
-            taskrun_flag: true,
-        })
+        let batches = io.params().is_feature_min_timeout();
+        Ok(Self { io, stats, backlog: VecDeque::new(), outstanding: 0, registered: None, batches, inline: 0 })
     }
 
     /// Registers as much of the arena's start as the limit on locked memory allows, at most `max` bytes.
@@ -125,6 +125,12 @@ impl Ring {
         }
     }
 
+    /// Lets go of the registered files at once, instead of when the kernel gets to destroying the ring.
+    pub(crate) fn unregister_files(&mut self) {
+        // Fails when none are registered: nothing to let go of then.
+        let _ = self.io.submitter().unregister_files();
+    }
+
     pub(crate) fn register_files(&mut self, files: &[RawFd]) -> io::Result<()> {
         if files.is_empty() { Ok(()) } else { self.io.submitter().register_files(files) }
     }
@@ -147,6 +153,17 @@ impl Ring {
     /// Everything the entry points to must stay valid, and untouched where the kernel writes, until the
     /// completion has come back.
     pub unsafe fn push_net(&mut self, entry: squeue::Entry, data: u64) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.push(entry, Class::Net, data) }
+    }
+
+    /// As `push_net`, for a send: it completes while it is submitted, unless the socket is full. The next
+    /// sleep therefore waits for one completion more, or it would end at once and bring no news.
+    ///
+    /// # Safety
+    /// As `push_net`.
+    pub unsafe fn push_net_send(&mut self, entry: squeue::Entry, data: u64) {
+        self.inline += 1;
         // SAFETY: passed on to the caller.
         unsafe { self.push(entry, Class::Net, data) }
     }
@@ -203,19 +220,18 @@ impl Ring {
 
     /// Whether entering the kernel would make completions that are only waiting for that.
     pub(crate) fn has_deferred(&mut self) -> bool {
-        self.taskrun_flag && {
-            let queue = self.io.submission();
-            queue.taskrun() || queue.cq_overflow()
-        }
+        let queue = self.io.submission();
+        queue.taskrun() || queue.cq_overflow()
     }
 
     /// Submits what is queued, makes deferred completions, and waits for `want` completions, at most for
-    /// `timeout`. One system call.
+    /// `timeout`; after `BATCH_WAIT_US` one is enough. One system call.
     pub(crate) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), CoreError> {
         if !self.backlog.is_empty() {
             self.take_backlog();
         }
         self.stats.enters.add(1);
+        let inline = std::mem::take(&mut self.inline);
         let queued = self.io.submission().len() as u32;
         let submitter = self.io.submitter();
         let entered = match timeout {
@@ -225,7 +241,11 @@ impl Ring {
             },
             Some(timeout) => {
                 let ts = Timespec::from(timeout);
-                let args = SubmitArgs::new().timespec(&ts);
+                let mut args = SubmitArgs::new().timespec(&ts);
+                let want = if self.batches { want + inline } else { want.min(1) };
+                if want > 1 {
+                    args = args.min_wait_usec(BATCH_WAIT_US);
+                }
                 let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
                 // SAFETY: `args` and the timespec it points to outlive the call; EXT_ARG says what it is.
                 unsafe { submitter.enter(queued, want, flags.bits(), Some(&args)) }
@@ -285,6 +305,7 @@ impl Ring {
                 return false;
             }
         }
+        self.unregister_files();
         true
     }
 }
