@@ -111,6 +111,11 @@ impl ClientCore {
         self.io.poll()
     }
 
+    /// Whether `poll` has something.
+    pub fn has_done(&self) -> bool {
+        self.io.has_done()
+    }
+
     /// Starts a metadata request; `AdminDone::Meta` follows. Reads are repeated across failures; a
     /// transaction is sent again only while it is certain that it was not applied.
     pub fn meta(&mut self, env: &mut dyn Env, request: MetaRequest) -> AdminTicket {

@@ -104,6 +104,11 @@ impl Io {
         self.done.pop_front()
     }
 
+    /// Whether `poll` has something.
+    pub(crate) fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     /// Makes an image of the map usable.
     pub(crate) fn open(&mut self, map: &ClusterMap, id: ImageId, mode: OpenMode) -> Option<ImageHandle> {
         let image = map.image(id)?;
