@@ -112,11 +112,14 @@ impl Conn {
             return;
         }
         match self.send.next(self.raw()) {
-            Some(entry) => {
+            Some((entry, short)) => {
                 self.sending = true;
+                let data = user_data(Op::Send, self.slot);
                 // SAFETY: the entry points into this boxed connection's sender and the buffers that it
                 // holds; both stay until the operation ended.
-                unsafe { io.ring.push_net_send(entry, user_data(Op::Send, self.slot)) }
+                unsafe {
+                    if short { io.ring.push_net_inline(entry, data) } else { io.ring.push_net(entry, data) }
+                }
             }
             None if self.phase == Phase::Draining => {
                 socket::shut(&self.fd, libc::SHUT_WR);

@@ -9,6 +9,8 @@ use std::os::fd::RawFd;
 const PIECES_MAX: usize = 128;
 /// Bytes in one send, roughly: what a socket's buffer takes before it makes us wait anyway.
 const SEND_BYTES_MAX: usize = 1 << 20;
+/// A send of at most so many bytes practically always fits a socket's buffer.
+const SHORT_BYTES: usize = 32 * 1024;
 /// Encoded headers kept for reuse by one core: as many as frames are under way at full depth.
 const HEADS_KEPT: usize = 4096;
 
@@ -84,8 +86,9 @@ impl Sender {
         Ok(())
     }
 
-    /// The next send of what is queued; it points into this, which must stay where it is.
-    pub(crate) fn next(&mut self, fd: RawFd) -> Option<squeue::Entry> {
+    /// The next send of what is queued, and whether it is short; it points into this, which must stay where
+    /// it is.
+    pub(crate) fn next(&mut self, fd: RawFd) -> Option<(squeue::Entry, bool)> {
         self.pieces.clear();
         let mut skip = self.done;
         let mut bytes = 0;
@@ -105,18 +108,20 @@ impl Sender {
             }
         }
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-        match self.pieces.as_slice() {
-            [] => None,
+        let short = bytes <= SHORT_BYTES;
+        let entry = match self.pieces.as_slice() {
+            [] => return None,
             [one] => {
                 let base = one.iov_base.cast::<u8>().cast_const();
-                Some(opcode::Send::new(types::Fd(fd), base, one.iov_len as u32).flags(flags).build())
+                opcode::Send::new(types::Fd(fd), base, one.iov_len as u32).flags(flags).build()
             }
             many => {
                 self.message.msg_iov = many.as_ptr().cast_mut();
                 self.message.msg_iovlen = many.len();
-                Some(opcode::SendMsg::new(types::Fd(fd), &raw const self.message).flags(flags as u32).build())
+                opcode::SendMsg::new(types::Fd(fd), &raw const self.message).flags(flags as u32).build()
             }
-        }
+        };
+        Some((entry, short))
     }
 
     /// `bytes` have left.

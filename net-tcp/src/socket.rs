@@ -11,6 +11,9 @@ const BACKLOG: i32 = 1024;
 const KEEPALIVE_IDLE_S: i32 = 3;
 const KEEPALIVE_INTERVAL_S: i32 = 1;
 const KEEPALIVE_PROBES: i32 = 3;
+/// Congestion control: one that sends at once. Hosts with BBR as their default pace every burst by a timer,
+/// which costs more than the burst.
+const CONGESTION: &[u8] = b"cubic";
 /// How long sent bytes may stay unacknowledged before the connection is broken, in milliseconds.
 const USER_TIMEOUT_MS: i32 = 5_000;
 
@@ -115,6 +118,16 @@ fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> Result<(), i32> {
 /// Options of every connection: no delay, and an end within seconds when the peer is gone.
 pub(crate) fn tune(fd: &OwnedFd) -> Result<(), i32> {
     set(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    // SAFETY: passes a live byte string and its length. A kernel without the algorithm keeps its own.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_CONGESTION,
+            CONGESTION.as_ptr().cast(),
+            CONGESTION.len() as libc::socklen_t,
+        )
+    };
     set(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
     set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_IDLE_S)?;
     set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)?;

@@ -23,6 +23,9 @@ const CQ_FACTOR: u32 = 8;
 /// How long a sleep for several completions lasts before one is enough, in microseconds: small against
 /// the latency that a queue of that depth has anyway.
 const BATCH_WAIT_US: u32 = 50;
+/// Longest sleep when a completion more is waited for because of a send that should have brought it. Above a
+/// timer tick, so that it costs no timer of its own; reached only when a short send met a full socket.
+const INLINE_WAIT: Duration = Duration::from_millis(5);
 /// How long to wait, in all, for outstanding operations when a ring is closed.
 const DRAIN_MS: u64 = 5_000;
 /// Smallest arena prefix worth registering.
@@ -157,12 +160,13 @@ impl Ring {
         unsafe { self.push(entry, Class::Net, data) }
     }
 
-    /// As `push_net`, for a send: it completes while it is submitted, unless the socket is full. The next
-    /// sleep therefore waits for one completion more, or it would end at once and bring no news.
+    /// As `push_net`, for a short send, which completes while it is submitted unless the socket is full. The
+    /// next sleep therefore waits for one completion more, or it would end at once and bring no news; and
+    /// because the socket may be full, it is short.
     ///
     /// # Safety
     /// As `push_net`.
-    pub unsafe fn push_net_send(&mut self, entry: squeue::Entry, data: u64) {
+    pub unsafe fn push_net_inline(&mut self, entry: squeue::Entry, data: u64) {
         self.inline += 1;
         // SAFETY: passed on to the caller.
         unsafe { self.push(entry, Class::Net, data) }
@@ -240,12 +244,14 @@ impl Ring {
                 submitter.enter::<libc::sigset_t>(queued, want, EnterFlags::GETEVENTS.bits(), None)
             },
             Some(timeout) => {
+                let timeout = if inline > 0 { timeout.min(INLINE_WAIT) } else { timeout };
                 let ts = Timespec::from(timeout);
                 let mut args = SubmitArgs::new().timespec(&ts);
-                let want = if self.batches { want + inline } else { want.min(1) };
+                let want = if self.batches { want } else { want.min(1) };
                 if want > 1 {
                     args = args.min_wait_usec(BATCH_WAIT_US);
                 }
+                let want = want + inline;
                 let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
                 // SAFETY: `args` and the timespec it points to outlive the call; EXT_ARG says what it is.
                 unsafe { submitter.enter(queued, want, flags.bits(), Some(&args)) }
