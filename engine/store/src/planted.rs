@@ -13,6 +13,8 @@ pub enum Bug {
     SkipReadChecksum,
     /// A superseded block is reused at once.
     ReuseTooEarly,
+    /// A superseded block is reused once the superseding commit is durable, before anything durable says so.
+    ReuseWhenDurable,
     /// Replay drops the last record of every commit block.
     LoseLastRecord,
     /// A deletion removes the object without a trace.
@@ -31,6 +33,7 @@ impl Bug {
             Self::AckBeforeDurable,
             Self::SkipReadChecksum,
             Self::ReuseTooEarly,
+            Self::ReuseWhenDurable,
             Self::LoseLastRecord,
             Self::ForgetTombstone,
             Self::AcceptTornCommit,
@@ -45,6 +48,7 @@ impl Bug {
             Self::AckBeforeDurable => "store-ack-before-durable",
             Self::SkipReadChecksum => "store-skip-read-checksum",
             Self::ReuseTooEarly => "store-reuse-too-early",
+            Self::ReuseWhenDurable => "store-reuse-when-durable",
             Self::LoseLastRecord => "store-lose-last-record",
             Self::ForgetTombstone => "store-forget-tombstone",
             Self::AcceptTornCommit => "store-accept-torn-commit",

@@ -329,6 +329,26 @@ impl SliceStore {
         }
     }
 
+    /// Whether freed blocks go to the next write at once (test switch; planted reuse needs it to show).
+    #[inline]
+    fn reuses_eagerly(&self) -> bool {
+        #[cfg(feature = "planted")]
+        return self.options.eager_reuse
+            || matches!(self.options.planted, Some(Bug::ReuseTooEarly | Bug::ReuseWhenDurable));
+        #[cfg(not(feature = "planted"))]
+        false
+    }
+
+    /// Gives a superseded block back.
+    #[inline]
+    pub(crate) fn free_superseded(&mut self, block: u64) {
+        if self.reuses_eagerly() {
+            self.log.eager.push(block);
+        } else {
+            self.space.release(block);
+        }
+    }
+
     /// Byte on the disk of a block of the slice.
     pub(crate) fn byte_of(&self, block: u64) -> u64 {
         self.geometry.offset + block * BLOCK_BYTES as u64

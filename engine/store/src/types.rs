@@ -63,6 +63,10 @@ pub struct StoreOptions {
     /// A deliberate bug.
     #[cfg(feature = "planted")]
     pub planted: Option<crate::planted::Bug>,
+    /// Gives freed blocks to the next one-block write, so that a block reused too early shows. Without it
+    /// free space is used round robin, and a block rests long before its turn.
+    #[cfg(feature = "planted")]
+    pub eager_reuse: bool,
 }
 
 impl Default for StoreOptions {
@@ -73,6 +77,8 @@ impl Default for StoreOptions {
             dirty_objects_max: 65_536,
             #[cfg(feature = "planted")]
             planted: None,
+            #[cfg(feature = "planted")]
+            eager_reuse: false,
         }
     }
 }

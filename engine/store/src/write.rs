@@ -75,6 +75,8 @@ pub(crate) struct Log {
     released: VecDeque<(u64, u64)>,
     /// A mutation was refused for want of space that recycling would give.
     pub(crate) want_space: bool,
+    /// Freed blocks for the next one-block writes (`StoreOptions::eager_reuse`), else empty.
+    pub(crate) eager: Vec<u64>,
 }
 
 impl Log {
@@ -91,6 +93,7 @@ impl Log {
             blocks: Vec::new(),
             released: VecDeque::new(),
             want_space: false,
+            eager: Vec::new(),
         }
     }
 
@@ -101,7 +104,7 @@ impl Log {
 
     /// Blocks that will be free without any further mutation.
     pub(crate) fn recyclable(&self) -> u64 {
-        self.released.len() as u64
+        (self.released.len() + self.eager.len()) as u64
     }
 }
 
@@ -317,7 +320,7 @@ impl SliceStore {
             return;
         }
         if self.bug(Bug::ReuseTooEarly) {
-            self.space.release(before);
+            self.free_superseded(before);
         } else {
             self.log.released.push_back((commit, before));
         }
@@ -423,6 +426,13 @@ impl SliceStore {
         let mut runs = Runs::default();
         let total = data.iter().map(|b| b.len() / BLOCK_BYTES).sum::<usize>() as u64;
         if total == 0 {
+            return Ok(runs);
+        }
+        if let (1, Some(buf)) = (total, data.first())
+            && let Some(block) = self.log.eager.pop()
+        {
+            runs.push(block, 1);
+            self.add_piece(block, 1, buf.clone());
             return Ok(runs);
         }
         if self.log.head.len < total {
@@ -569,7 +579,7 @@ impl SliceStore {
             for ticket in commit.tickets.drain(..) {
                 self.events.push_back(StoreEvent::Done { ticket, result: Ok(()) });
             }
-            let named = commit.names_durable;
+            let named = if self.bug(Bug::ReuseWhenDurable) { commit.number } else { commit.names_durable };
             self.log.pool.push(commit);
             self.release_named(named);
         }
@@ -579,7 +589,7 @@ impl SliceStore {
     pub(crate) fn release_named(&mut self, named: u64) {
         self.log.named = self.log.named.max(named);
         while let Some((_, block)) = self.log.released.pop_front_if(|(commit, _)| *commit <= named) {
-            self.space.release(block);
+            self.free_superseded(block);
             self.log.want_space = false;
         }
     }

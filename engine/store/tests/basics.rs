@@ -174,7 +174,10 @@ fn wrong_requests_are_refused() {
     let (buf, crcs) = data(&mut env, &[1, 2]);
     let one = std::slice::from_ref(&buf);
     assert_eq!(store.write(&mut env, 1, o, version(1), 31, one, &crcs), Err(StoreError::Invalid));
-    assert_eq!(store.write(&mut env, 1, o, version(1), 0, &[buf.slice(0, B)], &crcs), Err(StoreError::Invalid));
+    assert_eq!(
+        store.write(&mut env, 1, o, version(1), 0, &[buf.slice(0, B)], &crcs),
+        Err(StoreError::Invalid)
+    );
     let wrong = BlockCrcs::of(&[7; 2 * B]);
     assert_eq!(store.write(&mut env, 1, o, version(1), 0, one, &wrong), Err(StoreError::Corrupt));
     assert_eq!(store.zero(&mut env, 1, o, version(1), 0, 0), Err(StoreError::Invalid));
@@ -259,10 +262,7 @@ fn a_slice_of_another_cluster_or_identity_is_refused() {
     let (mut env, geometry, store) = fresh(64);
     drop(store);
     let options = StoreOptions { cluster: Some(ClusterId(1)), ..StoreOptions::default() };
-    assert_eq!(
-        try_open(&mut env, geometry, options).err(),
-        Some(OpenError::WrongCluster { found: CLUSTER })
-    );
+    assert_eq!(try_open(&mut env, geometry, options).err(), Some(OpenError::WrongCluster { found: CLUSTER }));
     let other = SliceGeometry { slice: SliceId(1), ..geometry };
     assert!(matches!(
         try_open(&mut env, other, StoreOptions::default()).err(),

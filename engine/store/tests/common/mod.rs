@@ -1,6 +1,8 @@
 //! A disk in memory whose power can be cut, and an environment around it.
 #![allow(dead_code, missing_docs)]
 
+pub mod model;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
