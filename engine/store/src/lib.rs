@@ -27,6 +27,7 @@ pub mod superblock;
 mod types;
 mod write;
 
+pub use check::{CheckOptions, CheckReport, Finding, ReadAt, Repair, Severity, SliceReport};
 pub use planted::Bug;
 pub use store::SliceStore;
 pub use superblock::{DiskPlan, DiskSuper, PrepareError, SliceEntry, SliceSuper, SuperError};

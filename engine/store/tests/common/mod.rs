@@ -421,3 +421,15 @@ pub fn read_now(
     }
     panic!("no answer");
 }
+
+impl ReadAt for TestEnv {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.read_bytes(offset, buf);
+        Ok(())
+    }
+}
+
+pub fn check_disk(env: &TestEnv) -> CheckReport {
+    let options = CheckOptions { cluster: Some(CLUSTER), verify_data: true };
+    store::check::check(env, env.size, options)
+}

@@ -312,6 +312,18 @@ impl Run {
             return Err("commits to replay after an orderly close".into());
         }
         self.store = store;
+        let checked = check_disk(&self.env);
+        let stats = self.store.stats();
+        let found = checked.slices.first().copied().unwrap_or_default();
+        if checked.severity() > Some(Severity::Note) {
+            return Err(format!("the check finds {:?}", checked.findings));
+        }
+        // The store holds one block more: the place of the next commit is free to it, used to the check.
+        if (found.objects, found.data_blocks) != (stats.objects, stats.data_blocks)
+            || (found.used_blocks - 1) * B as u64 != stats.used_bytes
+        {
+            return Err(format!("the check counts {found:?}, the store {stats:?}"));
+        }
         let mut now = self.base.clone();
         for (o, op, at) in self.ops.iter().take(self.acked) {
             apply(&mut now[*o], op, *at);
