@@ -3,8 +3,9 @@
 //! `cargo run --release -p net-tcp --example loopback -- pingpong|disk [options]`; without a command all
 //! run. Pin it with `taskset -c 1` for the one-core setting. CPU is user + system of this process, which
 //! holds both ends.
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
-use reactor::backend::{CoreOptions, CoreStats, CorePlan, Cpu, DiskFile, NoTransport, allowed_cpus, launch};
+use reactor::backend::{CoreOptions, CorePlan, CoreStats, Cpu, DiskFile, NoTransport, allowed_cpus, launch};
 use reactor::*;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +16,6 @@ use wire::{BlockCrcs, CoreId, FrameKind, Header};
 struct Shared {
     at: Mutex<Option<SocketAddr>>,
     stop: AtomicBool,
-    done: AtomicU64,
     p50_ns: AtomicU64,
     p99_ns: AtomicU64,
 }

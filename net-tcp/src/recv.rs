@@ -135,13 +135,7 @@ impl Receiver {
     }
 
     /// `bytes` have come with the last receive; `more` lie in the socket.
-    pub(crate) fn received(
-        &mut self,
-        bytes: usize,
-        more: bool,
-        conn: ConnId,
-        events: &mut VecDeque<Event>,
-    ) {
+    pub(crate) fn received(&mut self, bytes: usize, more: bool, conn: ConnId, events: &mut VecDeque<Event>) {
         self.more = more;
         let mut into_stream = bytes;
         if let Some(partial) = &mut self.partial {
@@ -151,7 +145,8 @@ impl Receiver {
             if partial.filled == partial.payload.len()
                 && let Some(Partial { header, crcs, payload, .. }) = self.partial.take()
             {
-                events.push_back(Event::Frame { conn, frame: Frame { header, crcs, payload: Some(payload) } });
+                events
+                    .push_back(Event::Frame { conn, frame: Frame { header, crcs, payload: Some(payload) } });
             }
         }
         self.end = (self.end + into_stream).min(self.stream.len());
@@ -211,8 +206,7 @@ impl Receiver {
         }
         let (header, crcs) = Header::decode(bytes).map_err(Parsed::Refused)?;
         // Replies are odd. One that was expected without a payload (an error) lets go of its buffer.
-        let expected =
-            if header.kind as u8 & 1 == 1 { self.expected.remove(&header.request) } else { None };
+        let expected = if header.kind as u8 & 1 == 1 { self.expected.remove(&header.request) } else { None };
         if lengths.payload == 0 {
             self.start += head;
             events.push_back(Event::Frame { conn, frame: Frame { header, crcs, payload: None } });

@@ -151,9 +151,8 @@ pub(crate) fn listen(at: SocketAddr) -> Result<(OwnedFd, SocketAddr), NetError> 
     }
     let mut bound = RawAddr::empty();
     // SAFETY: storage and length are valid to write to, and the length says how much room there is.
-    let got = unsafe {
-        libc::getsockname(fd.as_raw_fd(), (&raw mut bound.storage).cast(), &raw mut bound.len)
-    };
+    let got =
+        unsafe { libc::getsockname(fd.as_raw_fd(), (&raw mut bound.storage).cast(), &raw mut bound.len) };
     if got != 0 {
         return Err(error(last_errno()));
     }

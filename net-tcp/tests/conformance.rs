@@ -1,4 +1,5 @@
 //! The environment conformance suite on the production backend: real threads, sockets, files and devices.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use reactor::backend::{CoreOptions, CorePlan, Cpu, DiskFile, ForeignCore, OUTSIDE, Poster, Running, launch};
 use reactor::conformance::{self, CorePlan as Wanted, LIMIT_MS, Scenario, World};

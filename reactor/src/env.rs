@@ -122,7 +122,11 @@ impl fmt::Debug for DiskOp {
         match self {
             Self::Read { offset, buf } => write!(f, "Read({offset}, {})", buf.len()),
             Self::Write { offset, bufs, durable } => {
-                write!(f, "Write({offset}, {}, durable={durable})", bufs.iter().map(IoBuf::len).sum::<usize>())
+                write!(
+                    f,
+                    "Write({offset}, {}, durable={durable})",
+                    bufs.iter().map(IoBuf::len).sum::<usize>()
+                )
             }
             Self::Flush => write!(f, "Flush"),
             Self::Discard { offset, len } => write!(f, "Discard({offset}, {len})"),
@@ -273,6 +277,10 @@ impl<T: Clock + Rng + Timers + Disk + Net + Mesh + Buffers> Env for T {}
 
 /// What the world tells a service.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "frames are the common case, and a box would be an allocation each"
+)]
 pub enum Event {
     /// A timer's time has come.
     Timer {

@@ -110,8 +110,7 @@ pub(crate) struct CoreEnv {
 impl CoreEnv {
     fn new(options: CoreOptions, transport: Box<dyn Transport>, mesh: MeshEnd) -> Result<Self, CoreError> {
         let stats = options.stats;
-        let arena =
-            Arena::new(options.arena_bytes).map_err(|_| CoreError::Arena(options.arena_bytes))?;
+        let arena = Arena::new(options.arena_bytes).map_err(|_| CoreError::Arena(options.arena_bytes))?;
         let mut ring = Ring::new(options.ring_entries, options.movable, stats.clone())?;
         if !options.disks.is_empty() && options.registered_bytes_max > 0 {
             ring.register_arena(&arena, options.registered_bytes_max);
@@ -145,12 +144,8 @@ impl CoreEnv {
     }
 
     fn net<R>(&mut self, call: impl FnOnce(&mut dyn Transport, &mut TransportIo<'_>) -> R) -> R {
-        let mut io = TransportIo {
-            ring: &mut self.ring,
-            arena: &self.arena,
-            events: &mut self.events,
-            now: self.now,
-        };
+        let mut io =
+            TransportIo { ring: &mut self.ring, arena: &self.arena, events: &mut self.events, now: self.now };
         call(self.transport.as_mut(), &mut io)
     }
 
@@ -304,7 +299,8 @@ impl Drop for CoreEnv {
         tracing::error!("operations did not end in time; their memory is not freed");
         std::mem::forget(self.arena.clone());
         std::mem::forget(std::mem::replace(&mut self.wake_count, Box::new(0)));
-        std::mem::forget(std::mem::replace(&mut self.transport, Box::<super::NoTransport>::default()));
+        let nothing: Box<dyn Transport> = Box::new(super::NoTransport::default());
+        std::mem::forget(std::mem::replace(&mut self.transport, nothing));
         self.disks.leak();
     }
 }

@@ -312,7 +312,8 @@ mod tests {
         assert!(matches!(judge(&mut op(), -libc::ENODEV), Next::Done(Err(DiskError::Gone))));
         assert!(matches!(judge(&mut op(), -libc::EIO), Next::Done(Err(DiskError::Io(libc::EIO)))));
         let mut stuck = op();
-        let ends = (0..=RETRIES_MAX as usize + 1).any(|_| matches!(judge(&mut stuck, -libc::EAGAIN), Next::Done(_)));
+        let ends =
+            (0..=RETRIES_MAX as usize + 1).any(|_| matches!(judge(&mut stuck, -libc::EAGAIN), Next::Done(_)));
         assert!(ends, "an operation that is always told to retry must end");
     }
 }

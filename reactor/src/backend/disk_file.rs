@@ -89,7 +89,11 @@ impl DiskFile {
             Err(error) => return Err(os(error)),
         };
         lock(&file).map_err(|error| {
-            if error.kind() == io::ErrorKind::WouldBlock { DiskOpenError::InUse(path.clone()) } else { os(error) }
+            if error.kind() == io::ErrorKind::WouldBlock {
+                DiskOpenError::InUse(path.clone())
+            } else {
+                os(error)
+            }
         })?;
         let info = if kind.is_block_device() { block_device(&file) } else { regular_file(&file) };
         let info = info.map_err(os)?;

@@ -20,11 +20,7 @@ pub struct ForeignCore<S: Service> {
 
 impl<S: Service> ForeignCore<S> {
     /// Makes the environment in the calling thread and starts `service` in it.
-    pub fn new(
-        options: CoreOptions,
-        transport: Box<dyn Transport>,
-        service: S,
-    ) -> Result<Self, CoreError> {
+    pub fn new(options: CoreOptions, transport: Box<dyn Transport>, service: S) -> Result<Self, CoreError> {
         let mesh = MeshEnd::alone(CoreId(0)).map_err(CoreError::Waker)?;
         let core = Core::new(options, transport, mesh, || Box::new(service))?;
         Ok(Self { core, eventfd: None })

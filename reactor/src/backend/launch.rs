@@ -92,8 +92,8 @@ type Outcome = Result<(), CoreError>;
 
 /// What a core's thread reports.
 enum Report {
-    Started(CoreId),
-    Ended(CoreId, Outcome),
+    Started,
+    Ended(Outcome),
 }
 
 /// Says `Died` when the thread unwinds before it could say how it ended.
@@ -130,8 +130,8 @@ impl Running {
                 continue; // its guard, after its own word
             }
             let result = match report {
-                Some(Report::Started(_)) => continue,
-                Some(Report::Ended(_, outcome)) => outcome.map_err(|error| LaunchError::Core { core, error }),
+                Some(Report::Started) => continue,
+                Some(Report::Ended(outcome)) => outcome.map_err(|error| LaunchError::Core { core, error }),
                 None => Err(LaunchError::Died(core)),
             };
             self.ended.push(core);
@@ -161,8 +161,7 @@ pub fn launch(plans: Vec<CorePlan>) -> Result<Running, LaunchError> {
     let ids: Vec<CoreId> = plans.iter().map(|plan| plan.core).collect();
     let ends = MeshEnd::build(&ids).map_err(LaunchError::Mesh)?;
     let (tx, reports) = mpsc::channel();
-    let mut running =
-        Running { handles: Vec::new(), posters: Vec::new(), reports, ended: Vec::new() };
+    let mut running = Running { handles: Vec::new(), posters: Vec::new(), reports, ended: Vec::new() };
     for (plan, mesh) in plans.into_iter().zip(ends) {
         let core = plan.core;
         running.posters.push((core, mesh.poster()));
@@ -174,12 +173,12 @@ pub fn launch(plans: Vec<CorePlan>) -> Result<Running, LaunchError> {
     let mut started = 0;
     while started < running.handles.len() {
         match running.reports.recv() {
-            Ok((_, Some(Report::Started(_)))) => started += 1,
-            Ok((core, Some(Report::Ended(_, Err(error))))) => {
+            Ok((_, Some(Report::Started))) => started += 1,
+            Ok((core, Some(Report::Ended(Err(error))))) => {
                 return Err(LaunchError::Core { core, error });
             }
             // Ended in an orderly way before the others had started: remembered for `wait_any`.
-            Ok((core, Some(Report::Ended(_, Ok(()))))) => running.ended.push(core),
+            Ok((core, Some(Report::Ended(Ok(()))))) => running.ended.push(core),
             Ok((core, None)) if running.ended.contains(&core) => {}
             Ok((core, None)) => return Err(died(running, core)),
             Err(_) => break,
@@ -221,9 +220,9 @@ fn start(
         .spawn(move || async move {
             let guard = guard;
             let outcome = Core::new(options, transport(), mesh, service).and_then(|mut core| {
-                let _ = guard.reports.send((guard.core, Some(Report::Started(guard.core))));
+                let _ = guard.reports.send((guard.core, Some(Report::Started)));
                 core.run()
             });
-            let _ = guard.reports.send((guard.core, Some(Report::Ended(guard.core, outcome))));
+            let _ = guard.reports.send((guard.core, Some(Report::Ended(outcome))));
         })
 }

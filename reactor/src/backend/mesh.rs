@@ -139,18 +139,8 @@ impl MeshEnd {
             for two in right {
                 let (to_two, from_one) = spsc::ring(MESH_RING_MESSAGES);
                 let (to_one, from_two) = spsc::ring(MESH_RING_MESSAGES);
-                one.peers.push(Peer {
-                    core: two.core,
-                    to: to_two,
-                    from: from_two,
-                    waker: two.waker.clone(),
-                });
-                two.peers.push(Peer {
-                    core: one.core,
-                    to: to_one,
-                    from: from_one,
-                    waker: one.waker.clone(),
-                });
+                one.peers.push(Peer { core: two.core, to: to_two, from: from_two, waker: two.waker.clone() });
+                two.peers.push(Peer { core: one.core, to: to_one, from: from_one, waker: one.waker.clone() });
             }
         }
         for end in &mut ends {

@@ -134,11 +134,7 @@ fn mesh_unknown(world: &mut dyn World) -> Result<(), String> {
     let log = Log::new();
     let seen = log.clone();
     world.start(vec![core(0, 0, &[], move || {
-        Actor::new(
-            seen,
-            |seen, env| seen.push(env.post(CoreId(77), Box::new(1u64)).is_err()),
-            |_, _, _| {},
-        )
+        Actor::new(seen, |seen, env| seen.push(env.post(CoreId(77), Box::new(1u64)).is_err()), |_, _, _| {})
     })])?;
     run_for(world, "post", &log, 1)?;
     same("posting to a core that is not there is refused", log.all(), vec![true])
