@@ -56,7 +56,9 @@ pub const EPHEMERAL_WAIT_TICKS: u64 = 8;
 pub const APPEND_BYTES_MAX: u64 = 256 * 1024;
 /// Raft: append messages on their way to one follower.
 pub const APPENDS_INFLIGHT: usize = 32;
-/// Raft: bytes of entries proposed and not committed; beyond it proposals wait at their origin.
+/// Raft: bytes of entries proposed and not committed, at most (and at most a quarter of the ring: no
+/// voter may have to hold more of them than its ring has room for). Beyond it proposals wait at their
+/// origin.
 pub const UNCOMMITTED_BYTES_MAX: u64 = 8 << 20;
 /// Raft: bytes of committed entries handled in one step: keeps a step of the loop short.
 pub const APPLY_BYTES_MAX: u64 = 1 << 20;
@@ -81,6 +83,8 @@ pub const IO_BYTES_MAX: usize = 256 * 1024;
 pub const COMPACT_ENTRIES: u64 = 20_000;
 /// The log is compacted when it fills more than one part in this many of its ring.
 pub const COMPACT_RING_PARTS: u64 = 4;
+/// Blocks of the ring that received entries may not fill: room for elections.
+pub const RING_RESERVE_BLOCKS: u64 = 64;
 /// Applied entries kept in memory behind a compaction, so that a voter that is a little late needs no
 /// snapshot.
 pub const KEEP_ENTRIES: u64 = 1_000;

@@ -1,6 +1,9 @@
 //! What voters say to each other, and what a log entry holds. Both are decoded only through rkyv's
 //! checked API; protobuf's decoder never sees a byte from the network or from disk.
 
+// The derives of rkyv make public types of their own, without docs.
+#![allow(missing_docs)]
+
 use crate::bounds::MESSAGE_BYTES_MAX;
 use protobuf::RepeatedField;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};

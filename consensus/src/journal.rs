@@ -7,8 +7,8 @@
 //!
 //! `journal_open` reads everything back.
 
-use crate::blocks::{Geometry, Hard, Head, Record, encode_batch};
-use crate::bounds::{COMPACT_ENTRIES, COMPACT_RING_PARTS, IO_BYTES_MAX};
+use crate::blocks::{Geometry, Hard, Head, LOG_PAYLOAD_BYTES, Record, encode_batch};
+use crate::bounds::{COMPACT_ENTRIES, COMPACT_RING_PARTS, IO_BYTES_MAX, RING_RESERVE_BLOCKS};
 use crate::error::MetaError;
 use crate::planted::{Bug, Planted};
 use crate::recover::BatchAt;
@@ -295,11 +295,27 @@ impl Journal {
         used > self.geometry.ring_blocks / COMPACT_RING_PARTS || self.entries_written > COMPACT_ENTRIES
     }
 
-    /// Whether the ring is so full that a leader should take no more proposals.
-    pub fn is_crowded(&self) -> bool {
+    /// Blocks in use, and those that what is queued will need.
+    fn filled(&self) -> u64 {
         let used = self.next_number.saturating_sub(self.log_start);
         let queued: usize = self.queue.iter().map(|(_, q)| queued_len(q)).sum();
-        used + (queued / BLOCK_BYTES) as u64 > self.geometry.ring_blocks / 4 * 3
+        used + queued.div_ceil(LOG_PAYLOAD_BYTES) as u64
+    }
+
+    /// Whether the ring is so full that a leader should take no more proposals.
+    pub fn is_crowded(&self) -> bool {
+        self.filled() > self.geometry.ring_blocks / 2
+    }
+
+    /// Whether entries of so many bytes may be received.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        let needed = (bytes / LOG_PAYLOAD_BYTES) as u64 + 1;
+        self.filled() + needed + RING_RESERVE_BLOCKS <= self.geometry.ring_blocks
+    }
+
+    /// Most bytes of uncommitted entries that every voter with such a ring has room for.
+    pub fn uncommitted_max(&self) -> u64 {
+        self.geometry.ring_blocks / 4 * LOG_PAYLOAD_BYTES as u64
     }
 
     /// Whether nothing is queued or being written, and the last batch has no seal behind it yet.
@@ -330,7 +346,7 @@ impl Journal {
 
     fn write_batch(&mut self, env: &mut dyn Env) -> Result<(), MetaError> {
         let used = self.next_number.saturating_sub(self.log_start);
-        let room = self.geometry.ring_blocks.saturating_sub(used) as usize * crate::blocks::LOG_PAYLOAD_BYTES;
+        let room = self.geometry.ring_blocks.saturating_sub(used) as usize * LOG_PAYLOAD_BYTES;
         let mut payload = Vec::new();
         let mut batch = BatchAt { first: self.next_number, batch: self.next_batch, max_index: 0 };
         let mut upto = 0;

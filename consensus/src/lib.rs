@@ -30,6 +30,8 @@ mod running;
 mod serving;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 pub use bounds::META_TICK_MS;

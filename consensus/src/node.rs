@@ -87,6 +87,8 @@ pub struct MetaCounters {
     pub malformed: u64,
     /// Messages that decode but that no voter sends.
     pub refused: u64,
+    /// Entries not taken because the log had no room; they come again.
+    pub throttled: u64,
 }
 
 /// A voter's state at a glance, for metrics and `status`.
@@ -327,8 +329,8 @@ impl MetaNode {
     /// The host of `peer` says that its process is gone (connection refused or reset). A hint that makes
     /// elections faster; wrong hints are harmless.
     pub fn on_peer_gone(&mut self, env: &mut dyn Env, peer: NodeId) {
-        self.run(env, |running, _| {
-            running.on_peer_gone(peer);
+        self.run(env, |running, ctx| {
+            running.on_peer_gone(ctx, peer);
             Ok(())
         });
     }

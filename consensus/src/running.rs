@@ -61,6 +61,8 @@ pub struct Running {
     to_apply: VecDeque<Entry>,
     installing: Option<Image>,
     ephemeral_image: Option<Image>,
+    /// Bytes of entries received since the last flush.
+    received_bytes: usize,
     search: Option<Search>,
     ticks: u64,
     election_ticks: usize,
@@ -73,7 +75,7 @@ fn draw_timeout(env: &mut dyn Env) -> usize {
     ELECTION_TICKS_MIN + (env.random() % spread) as usize
 }
 
-fn raft_config(config: &MetaConfig, applied: u64) -> raft::Config {
+fn raft_config(config: &MetaConfig, applied: u64, uncommitted_max: u64) -> raft::Config {
     raft::Config {
         id: config.node.0,
         election_tick: ELECTION_TICKS_MIN,
@@ -83,7 +85,7 @@ fn raft_config(config: &MetaConfig, applied: u64) -> raft::Config {
         applied,
         max_size_per_msg: APPEND_BYTES_MAX,
         max_inflight_msgs: APPENDS_INFLIGHT,
-        max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+        max_uncommitted_size: UNCOMMITTED_BYTES_MAX.min(uncommitted_max).max(APPEND_BYTES_MAX),
         max_committed_size_per_ready: APPLY_BYTES_MAX,
         check_quorum: true,
         pre_vote: true,
@@ -108,8 +110,9 @@ impl Running {
         let entries = entries.map(|((term, data), index)| crate::codec::entry(term, index, data)).collect();
         let log = MemLog::new(&ctx.config.voters, before, recovered.log.hard, entries);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let raw = RawNode::new(&raft_config(ctx.config, before.0), log, &logger)
-            .map_err(|error| MetaError::Raft(error.to_string()))?;
+        let raft_config = raft_config(ctx.config, before.0, journal.uncommitted_max());
+        let raw =
+            RawNode::new(&raft_config, log, &logger).map_err(|error| MetaError::Raft(error.to_string()))?;
         let election_ticks = draw_timeout(ctx.env);
         let mut this = Self {
             timeout_of: (raw.raft.term, raw.raft.leader_id, raw.raft.state),
@@ -125,6 +128,7 @@ impl Running {
             to_apply: VecDeque::new(),
             installing: None,
             ephemeral_image: None,
+            received_bytes: 0,
             search: None,
             ticks: 0,
             election_ticks,
@@ -295,6 +299,17 @@ impl Running {
             ctx.counters.refused += 1;
             return Ok(());
         };
+        // Raft counts a batch of entries as durable only as a whole: one that the ring cannot hold before the
+        // next compaction would never be. The leader sends them again.
+        let bytes: usize = message.entries.iter().map(|entry| entry.data.len() + 32).sum();
+        if bytes > 0
+            && message.get_msg_type() == MessageType::MsgAppend
+            && !self.journal.has_room(self.received_bytes + bytes)
+        {
+            ctx.counters.throttled += 1;
+            return Ok(());
+        }
+        self.received_bytes += bytes;
         match guard::judge(&self.raw.raft, &message) {
             // An error means that Raft has ignored it: an unknown peer, or no leader to pass it on to.
             guard::Verdict::Step => drop(self.raw.step(message)),
@@ -442,6 +457,7 @@ impl Running {
 
     /// Handles everything that has come together: one journal write for all of it.
     pub fn flush(&mut self, ctx: &mut Ctx<'_>) -> Result<(), MetaError> {
+        self.received_bytes = 0;
         for _ in 0..READY_ROUNDS_MAX {
             self.note_leader(ctx);
             self.drive_requests(ctx);
@@ -697,13 +713,18 @@ impl Running {
         }
     }
 
-    /// Another voter's process is known to be gone: do not wait for the whole timeout.
-    pub fn on_peer_gone(&mut self, peer: NodeId) {
+    /// Another voter's process is known to be gone: do not wait for the whole timeout. The remaining
+    /// voters stand one after the other, so that they do not split the vote.
+    pub fn on_peer_gone(&mut self, ctx: &mut Ctx<'_>, peer: NodeId) {
         if self.is_leader() {
             self.raw.report_unreachable(peer.0);
         } else if self.leader() == Some(peer) {
-            // Voters answer candidates again, and this one becomes one after its own random part.
-            self.raw.raft.election_elapsed += ELECTION_TICKS_MIN;
+            let me = ctx.config.node;
+            let rank = ctx.config.voters.iter().filter(|node| **node != peer && **node < me).count();
+            // From here on this voter answers candidates again.
+            self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.max(ELECTION_TICKS_MIN);
+            self.election_ticks = (ELECTION_TICKS_MIN + 1 + 2 * rank).min(ELECTION_TICKS_END - 1);
+            self.fix_timeout(ctx, false);
         }
     }
 
