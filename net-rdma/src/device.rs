@@ -1,0 +1,215 @@
+//! A device, its protection domain, and registered memory.
+
+use crate::{Gid, RdmaError};
+use rdma_sys as sys;
+use reactor::Arena;
+use std::ffi::CStr;
+use std::io;
+use std::ptr::NonNull;
+
+/// Which device and which of its addresses.
+#[derive(Clone, Debug)]
+pub struct DeviceOptions {
+    /// The device's name, such as `mlx5_0`; the first one when not given.
+    pub name: Option<String>,
+    /// The port, from 1.
+    pub port: u8,
+    /// The index in the port's GID table; chosen by `Gid::preference` when not given.
+    pub gid_index: Option<u32>,
+}
+
+impl Default for DeviceOptions {
+    fn default() -> Self {
+        Self { name: None, port: 1, gid_index: None }
+    }
+}
+
+/// An open device with a protection domain.
+#[derive(Debug)]
+pub struct Device {
+    name: String,
+    port: u8,
+    gid_index: u32,
+    gid: Gid,
+    context: NonNull<sys::ibv_context>,
+    domain: NonNull<sys::ibv_pd>,
+}
+
+/// The list of devices, freed when dropped.
+struct List {
+    first: NonNull<*mut sys::ibv_device>,
+    len: usize,
+}
+
+impl List {
+    fn get() -> Result<Self, RdmaError> {
+        let mut len = 0;
+        // SAFETY: `len` is valid to write to. Without a device or driver the list is null or empty.
+        let first = unsafe { sys::ibv_get_device_list(&raw mut len) };
+        let first = NonNull::new(first).ok_or(RdmaError::NoDevice)?;
+        let list = Self { first, len: usize::try_from(len).unwrap_or(0) };
+        if list.len == 0 { Err(RdmaError::NoDevice) } else { Ok(list) }
+    }
+
+    fn devices(&self) -> impl Iterator<Item = (String, NonNull<sys::ibv_device>)> + '_ {
+        // SAFETY: the library promises `len` pointers, which live until the list is freed.
+        let all = unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.len) };
+        all.iter().filter_map(|device| NonNull::new(*device)).map(|device| {
+            // SAFETY: a listed device has a name, a string that lives as long as the list.
+            let name = unsafe { CStr::from_ptr(sys::ibv_get_device_name(device.as_ptr())) };
+            (name.to_string_lossy().into_owned(), device)
+        })
+    }
+}
+
+impl Drop for List {
+    fn drop(&mut self) {
+        // SAFETY: came from `ibv_get_device_list` and is freed once. Opened devices outlive it.
+        unsafe { sys::ibv_free_device_list(self.first.as_ptr()) }
+    }
+}
+
+/// Closes the context when opening fails half-way.
+struct Context(Option<NonNull<sys::ibv_context>>);
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if let Some(context) = self.0 {
+            // SAFETY: an open context of ours, on which nothing was made yet.
+            unsafe { sys::ibv_close_device(context.as_ptr()) };
+        }
+    }
+}
+
+impl Device {
+    /// Opens a device, checks its port, chooses its GID and makes a protection domain.
+    pub fn open(options: &DeviceOptions) -> Result<Self, RdmaError> {
+        let list = List::get()?;
+        let wanted = |name: &str| options.name.as_deref().is_none_or(|wanted| wanted == name);
+        let found = list.devices().find(|(name, _)| wanted(name));
+        let (name, device) =
+            found.ok_or_else(|| RdmaError::NoSuchDevice(options.name.clone().unwrap_or_default()))?;
+        // SAFETY: a listed device.
+        let context = NonNull::new(unsafe { sys::ibv_open_device(device.as_ptr()) })
+            .ok_or_else(|| RdmaError::Open { device: name.clone(), error: io::Error::last_os_error() })?;
+        let mut guard = Context(Some(context));
+        let entries = gid_entries(context, &name, options.port)?;
+        let no_gid = || RdmaError::NoGid { device: name.clone(), port: options.port };
+        let (gid_index, gid) = match options.gid_index {
+            Some(index) => (index, read_gid(context, options.port, index).ok_or_else(no_gid)?),
+            None => choose(context, &name, options.port, entries).ok_or_else(no_gid)?,
+        };
+        // SAFETY: an open context.
+        let domain = NonNull::new(unsafe { sys::ibv_alloc_pd(context.as_ptr()) })
+            .ok_or_else(|| RdmaError::ProtectionDomain(io::Error::last_os_error()))?;
+        guard.0 = None;
+        tracing::info!(device = %name, port = options.port, gid_index, %gid, "RDMA device opened");
+        Ok(Self { name, port: options.port, gid_index, gid, context, domain })
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The port in use, from 1.
+    pub fn port(&self) -> u8 {
+        self.port
+    }
+
+    /// The address in use and its index in the port's table.
+    pub fn gid(&self) -> (u32, Gid) {
+        (self.gid_index, self.gid)
+    }
+
+    /// Registers all of `arena`, for the device to read from and write to.
+    pub fn register<'a>(&'a self, arena: &Arena) -> Result<Region<'a>, RdmaError> {
+        let (base, bytes) = arena.region();
+        let access = sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0 as i32;
+        // SAFETY: the region belongs to the arena, a handle to which the `Region` keeps.
+        let region = unsafe { sys::ibv_reg_mr(self.domain.as_ptr(), base.cast(), bytes, access) };
+        match NonNull::new(region) {
+            Some(region) => Ok(Region { region, _arena: arena.clone(), _device: self }),
+            None => Err(RdmaError::Register { bytes, error: io::Error::last_os_error() }),
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: both are ours, and regions borrow this device, so none is left.
+        unsafe {
+            sys::ibv_dealloc_pd(self.domain.as_ptr());
+            sys::ibv_close_device(self.context.as_ptr());
+        }
+    }
+}
+
+/// Registered memory: the arena of a core.
+pub struct Region<'a> {
+    region: NonNull<sys::ibv_mr>,
+    _arena: Arena,
+    _device: &'a Device,
+}
+
+impl Region<'_> {
+    /// The key that work requests carry for memory of this region.
+    pub fn local_key(&self) -> u32 {
+        // SAFETY: a registered region, which lives as long as this.
+        unsafe { self.region.as_ref().lkey }
+    }
+}
+
+impl Drop for Region<'_> {
+    fn drop(&mut self) {
+        // SAFETY: ours, and released once; the arena is still alive.
+        unsafe { sys::ibv_dereg_mr(self.region.as_ptr()) };
+    }
+}
+
+/// Length of an active port's GID table.
+fn gid_entries(context: NonNull<sys::ibv_context>, name: &str, port: u8) -> Result<u32, RdmaError> {
+    // SAFETY: the structure is plain data, for which zero bytes are a valid value.
+    let mut attr: sys::ibv_port_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: an open context; the library fills the older, shorter form of the structure here.
+    let failed = unsafe { sys::ibv_query_port(context.as_ptr(), port, (&raw mut attr).cast()) } != 0;
+    if failed || attr.state != sys::ibv_port_state::IBV_PORT_ACTIVE {
+        return Err(RdmaError::PortDown { device: name.to_owned(), port });
+    }
+    Ok(u32::try_from(attr.gid_tbl_len).unwrap_or(0))
+}
+
+fn read_gid(context: NonNull<sys::ibv_context>, port: u8, index: u32) -> Option<Gid> {
+    // SAFETY: the union is plain data, for which zero bytes are a valid value.
+    let mut gid: sys::ibv_gid = unsafe { std::mem::zeroed() };
+    // SAFETY: an open context and a union to write to; a wrong index is reported.
+    let read = unsafe { sys::ibv_query_gid(context.as_ptr(), port, index as i32, &raw mut gid) };
+    // SAFETY: every bit pattern is valid for the union's bytes.
+    let gid = Gid(unsafe { gid.raw });
+    (read == 0 && gid.0 != [0; 16]).then_some(gid)
+}
+
+fn choose(context: NonNull<sys::ibv_context>, name: &str, port: u8, entries: u32) -> Option<(u32, Gid)> {
+    let rated = (0..entries).filter_map(|index| {
+        let gid = read_gid(context, port, index)?;
+        let path = format!("/sys/class/infiniband/{name}/ports/{port}/gid_attrs/types/{index}");
+        let v2 = std::fs::read_to_string(path).is_ok_and(|kind| kind.trim() == "RoCE v2");
+        Some((gid.preference(v2)?, index, gid))
+    });
+    // The lowest index among the best.
+    rated
+        .max_by_key(|(rank, index, _)| (*rank, std::cmp::Reverse(*index)))
+        .map(|(_, index, gid)| (index, gid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_the_device_says_so() {
+        let options = DeviceOptions { name: Some("no-such-device".to_owned()), ..Default::default() };
+        let error = Device::open(&options).unwrap_err();
+        assert!(matches!(error, RdmaError::NoDevice | RdmaError::NoSuchDevice(_)), "{error}");
+    }
+}

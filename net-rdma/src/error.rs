@@ -1,0 +1,50 @@
+//! What can go wrong before a connection exists.
+
+use std::io;
+use thiserror::Error;
+
+/// Why RDMA cannot be used.
+#[derive(Debug, Error)]
+pub enum RdmaError {
+    /// The machine has none, or its driver is not loaded.
+    #[error("no RDMA device")]
+    NoDevice,
+    /// The machine has others.
+    #[error("no RDMA device named {0}")]
+    NoSuchDevice(String),
+    /// The device does not open.
+    #[error("RDMA device {device} cannot be opened: {error}")]
+    Open {
+        /// Its name.
+        device: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The port is down or does not exist.
+    #[error("port {port} of RDMA device {device} is not active")]
+    PortDown {
+        /// The device's name.
+        device: String,
+        /// The port, from 1.
+        port: u8,
+    },
+    /// No address to speak from.
+    #[error("port {port} of RDMA device {device} has no usable GID")]
+    NoGid {
+        /// The device's name.
+        device: String,
+        /// The port, from 1.
+        port: u8,
+    },
+    /// No protection domain.
+    #[error("protection domain: {0}")]
+    ProtectionDomain(io::Error),
+    /// The arena cannot be registered; most often the limit on locked memory.
+    #[error("cannot register {bytes} bytes with the RDMA device: {error} (see ulimit -l)")]
+    Register {
+        /// How much was asked for.
+        bytes: usize,
+        /// What the system said.
+        error: io::Error,
+    },
+}
