@@ -1,0 +1,91 @@
+//! The command line: global flags, the list of commands, and who runs each.
+
+pub mod demo;
+pub mod disk;
+pub mod image;
+pub mod meta;
+pub mod node;
+pub mod pool;
+pub mod status;
+
+use crate::error::CliError;
+use clap::{Args, Parser, Subcommand};
+
+/// Distributed block storage: nodes, pools, images, and the tools to run them.
+#[derive(Parser, Debug)]
+#[command(name = "drystone", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  drystone demo                                      a cluster on this machine, tested and measured
+  drystone node --config /etc/drystone/node.toml     be a node
+  drystone --cluster 10.0.0.1:7700 status            look at a cluster
+  drystone image create vm1 --pool ssd --size 100G   make a virtual disk")]
+pub struct Cli {
+    /// Flags of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Args, Debug, Clone)]
+pub struct Global {
+    /// Control address of any node, or several separated by commas
+    #[arg(long, env = "DRYSTONE_CLUSTER", value_name = "HOST:PORT[,…]", global = true)]
+    pub cluster: Option<String>,
+    /// Print data as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Log more: -v what happens, -vv how, -vvv everything
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a node of the cluster
+    Node(Box<node::NodeArgs>),
+    /// Start a cluster on this machine, run fio through the death of a node, print what it measured
+    Demo(demo::DemoArgs),
+    /// Show the cluster's health
+    Status(status::StatusArgs),
+    /// Create, list and remove pools
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
+    /// Create, list, resize, remove, import and export images
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Prepare disks for a cluster, look at them, check them
+    #[command(subcommand)]
+    Disk(disk::DiskCommand),
+    /// Look at the cluster's metadata, or change it by hand
+    #[command(subcommand)]
+    Meta(meta::MetaCommand),
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> Result<(), CliError> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Node(args) => node::run(&global, *args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Status(args) => status::run(&global, &args),
+        Command::Pool(command) => pool::run(&global, command),
+        Command::Image(command) => image::run(&global, command),
+        Command::Disk(command) => disk::run(&global, command),
+        Command::Meta(command) => meta::run(&global, command),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

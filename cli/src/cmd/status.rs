@@ -1,0 +1,82 @@
+//! `drystone status`: is the cluster well, and if not, what is wrong.
+
+use super::Global;
+use crate::cluster::Cluster;
+use crate::error::CliError;
+use crate::health::{ClusterStatus, Health};
+use crate::output::{self, Table};
+use crate::units::ByteSize;
+use clap::Args;
+use std::time::Duration;
+
+/// How to show the status.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  drystone status
+  drystone status --json | jq .pgs
+  drystone status --wait-clean 60      for scripts: returns once every PG is clean")]
+pub struct StatusArgs {
+    /// Wait until every placement group is active and clean; fail after this many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub wait_clean: Option<u64>,
+}
+
+/// Runs the command.
+pub fn run(global: &Global, args: &StatusArgs) -> Result<(), CliError> {
+    let mut cluster = Cluster::connect(global)?;
+    let status = match args.wait_clean {
+        Some(seconds) => ClusterStatus::wait_for(
+            &mut cluster,
+            "every placement group to be clean",
+            Duration::from_secs(seconds),
+            ClusterStatus::is_clean,
+        )?,
+        None => ClusterStatus::read(&mut cluster)?,
+    };
+    if global.json { output::json(&status) } else { print(&status) }
+}
+
+fn print(status: &ClusterStatus) -> Result<(), CliError> {
+    let health = match &status.health {
+        Health::Ok => "ok".to_string(),
+        Health::Warning => "warning".to_string(),
+        Health::Error => "ERROR".to_string(),
+    };
+    output::line(&format!("cluster {}  health {health}", status.cluster))?;
+    for problem in &status.problems {
+        output::line(&format!("  - {problem}"))?;
+    }
+    output::line("")?;
+    let mut nodes = Table::new(&["NODE", "HOST", "ADDRESS", "STATE", ">CORES", ">SLICES", ">USED", ">SIZE"]);
+    for node in &status.nodes {
+        nodes.row([
+            node.id.to_string(),
+            node.host.clone(),
+            node.control.to_string(),
+            if node.up { "up" } else { "DOWN" }.to_string(),
+            node.cores.to_string(),
+            format!("{}/{}", node.slices_open, node.slices),
+            ByteSize(node.used_bytes).to_string(),
+            ByteSize(node.size_bytes).to_string(),
+        ]);
+    }
+    nodes.print()?;
+    output::line("")?;
+    let mut pools = Table::new(&["POOL", ">COPIES", ">PGS", ">ACTIVE", ">CLEAN", ">TO RECOVER", ">IMAGES"]);
+    for pool in &status.pools {
+        pools.row([
+            pool.name.clone(),
+            pool.copies.to_string(),
+            pool.pgs.to_string(),
+            pool.active.to_string(),
+            pool.clean.to_string(),
+            pool.missing.to_string(),
+            pool.images.to_string(),
+        ]);
+    }
+    pools.print()?;
+    for (state, count) in &status.pgs.by_state {
+        output::line(&format!("  {count} {state}"))?;
+    }
+    Ok(())
+}

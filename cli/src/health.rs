@@ -1,0 +1,371 @@
+//! The cluster's condition, put together from the metadata: what `status` shows, and what the
+//! demonstration and tests wait for.
+
+use crate::cluster::{Cluster, decode};
+use crate::error::CliError;
+use placement::{Image, Live, Node, NodeStats, PgRecord, Pool, key};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use wire::control::KeyValue;
+use wire::{ClusterId, NodeId, PoolId};
+
+/// Problems shown by name; the rest is counted.
+const PROBLEMS_MAX: usize = 20;
+
+/// Whether somebody has to act.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Everything is served with all copies.
+    Ok,
+    /// Everything is served, with less redundancy than wanted.
+    Warning,
+    /// Some data cannot be read or written.
+    Error,
+}
+
+/// A node.
+#[derive(Debug, Serialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: NodeId,
+    /// Its host.
+    pub host: String,
+    /// Its control address.
+    pub control: SocketAddr,
+    /// Whether it is live.
+    pub up: bool,
+    /// Its software.
+    pub version: String,
+    /// Its data cores.
+    pub cores: usize,
+    /// Its slices.
+    pub slices: usize,
+    /// Those that can serve.
+    pub slices_open: usize,
+    /// Bytes its slices can hold.
+    pub size_bytes: u64,
+    /// Bytes in use.
+    pub used_bytes: u64,
+}
+
+/// A pool.
+#[derive(Debug, Serialize)]
+pub struct PoolStatus {
+    /// Its number.
+    pub id: PoolId,
+    /// Its name.
+    pub name: String,
+    /// Copies of each object.
+    pub copies: u8,
+    /// Placement groups it has.
+    pub pgs: u32,
+    /// Those that serve.
+    pub active: u32,
+    /// Those that have every copy.
+    pub clean: u32,
+    /// Object copies still to be recovered.
+    pub missing: u64,
+    /// Images in it.
+    pub images: usize,
+}
+
+/// Placement groups of all pools.
+#[derive(Debug, Default, Serialize)]
+pub struct PgSummary {
+    /// As many as the pools have.
+    pub total: u32,
+    /// Those that serve.
+    pub active: u32,
+    /// Those that have every copy.
+    pub clean: u32,
+    /// Objects in them.
+    pub objects: u64,
+    /// Object copies still to be recovered.
+    pub missing: u64,
+    /// How many are in which state.
+    pub by_state: BTreeMap<String, u32>,
+}
+
+/// Everything `status` knows.
+#[derive(Debug, Serialize)]
+pub struct ClusterStatus {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its health.
+    pub health: Health,
+    /// Why it is not `ok`.
+    pub problems: Vec<String>,
+    /// Its nodes.
+    pub nodes: Vec<NodeStatus>,
+    /// Its pools.
+    pub pools: Vec<PoolStatus>,
+    /// Its placement groups.
+    pub pgs: PgSummary,
+    /// Its images.
+    pub images: usize,
+}
+
+/// The metadata that a status is made of.
+struct Raw {
+    nodes: Vec<Node>,
+    live: BTreeMap<NodeId, Live>,
+    stats: BTreeMap<NodeId, NodeStats>,
+    pools: Vec<Pool>,
+    images: Vec<Image>,
+    pgs: Vec<(wire::PgId, PgRecord)>,
+}
+
+fn by_node<T: serde::de::DeserializeOwned>(items: &[KeyValue]) -> Result<BTreeMap<NodeId, T>, CliError> {
+    let pairs = items.iter().filter_map(|item| key::parse_node(&item.key).map(|node| (node, item)));
+    pairs.map(|(node, item)| Ok((node, decode(item)?))).collect()
+}
+
+impl Raw {
+    fn read(cluster: &mut Cluster) -> Result<Self, CliError> {
+        Ok(Self {
+            nodes: cluster.list(key::NODES)?,
+            live: by_node(&cluster.range(key::LIVE)?)?,
+            stats: by_node(&cluster.range(key::STATS)?)?,
+            pools: cluster.pools()?,
+            images: cluster.images()?,
+            pgs: cluster
+                .range(key::PGS)?
+                .iter()
+                .filter_map(|item| key::parse_pg(&item.key).map(|pg| (pg, item)))
+                .map(|(pg, item)| Ok((pg, decode(item)?)))
+                .collect::<Result<_, CliError>>()?,
+        })
+    }
+
+    fn node(&self, node: &Node) -> NodeStatus {
+        let stats = self.stats.get(&node.id);
+        let slices = stats.map(|stats| &stats.slices);
+        let sum = |part: fn(&placement::SliceStat) -> u64| {
+            slices.map_or(0, |slices| slices.values().map(part).sum())
+        };
+        NodeStatus {
+            id: node.id,
+            host: node.host.clone(),
+            control: node.control,
+            up: self.live.contains_key(&node.id),
+            version: node.version.clone(),
+            cores: node.cores.len(),
+            slices: node.disks.iter().map(|disk| disk.slices.len()).sum(),
+            slices_open: slices.map_or(0, |s| s.values().filter(|stat| stat.state == "open").count()),
+            size_bytes: node.disks.iter().flat_map(|disk| &disk.slices).map(|slice| slice.size_bytes).sum(),
+            used_bytes: sum(|stat| stat.used_bytes),
+        }
+    }
+
+    /// The PG's state as its primary reports it, if that report is about the present epoch.
+    fn pg_stat(&self, pg: wire::PgId, record: &PgRecord) -> Option<&placement::PgStat> {
+        let name = pg.to_string();
+        self.stats
+            .values()
+            .filter_map(|stats| stats.pgs.get(&name))
+            .find(|stat| stat.epoch == record.epoch && record.primary.is_some())
+    }
+}
+
+impl ClusterStatus {
+    /// Reads it.
+    pub fn read(cluster: &mut Cluster) -> Result<Self, CliError> {
+        let id = cluster
+            .get::<placement::Cluster>(key::CLUSTER)?
+            .map(|(found, _)| found.id)
+            .ok_or(CliError::NotFound { kind: "key", name: key::CLUSTER.into() })?;
+        Ok(Self::of(id, &Raw::read(cluster)?))
+    }
+
+    fn of(cluster: ClusterId, raw: &Raw) -> Self {
+        let mut pgs = PgSummary::default();
+        let mut pools: Vec<PoolStatus> = Vec::new();
+        for pool in &raw.pools {
+            let mut status = PoolStatus {
+                id: pool.id,
+                name: pool.name.clone(),
+                copies: pool.copies,
+                pgs: pool.pg_count,
+                active: 0,
+                clean: 0,
+                missing: 0,
+                images: raw.images.iter().filter(|image| image.pool == pool.id).count(),
+            };
+            for (pg, record) in raw.pgs.iter().filter(|(pg, _)| pg.pool == pool.id) {
+                let stat = raw.pg_stat(*pg, record);
+                let state = match (stat, record.primary) {
+                    (Some(stat), _) => stat.state.clone(),
+                    (None, Some(_)) => "starting".to_string(),
+                    (None, None) => "inactive".to_string(),
+                };
+                let has = |flag: &str| state.split('+').any(|part| part == flag);
+                status.active += u32::from(has("active"));
+                status.clean += u32::from(has("active") && has("clean"));
+                status.missing += stat.map_or(0, |stat| stat.missing);
+                pgs.objects += stat.map_or(0, |stat| stat.objects);
+                *pgs.by_state.entry(state).or_default() += 1;
+            }
+            pgs.total += status.pgs;
+            pgs.active += status.active;
+            pgs.clean += status.clean;
+            pgs.missing += status.missing;
+            pools.push(status);
+        }
+        let nodes: Vec<NodeStatus> = raw.nodes.iter().map(|node| raw.node(node)).collect();
+        let (health, problems) = judge(&nodes, &pools, raw);
+        Self { cluster, health, problems, nodes, pools, pgs, images: raw.images.len() }
+    }
+
+    /// Whether every placement group of every pool serves.
+    pub fn is_active(&self) -> bool {
+        self.pgs.total > 0 && self.pgs.active == self.pgs.total
+    }
+
+    /// Whether every placement group of every pool has all copies.
+    pub fn is_clean(&self) -> bool {
+        self.pgs.total > 0 && self.pgs.clean == self.pgs.total
+    }
+
+    /// Nodes that are live.
+    pub fn nodes_up(&self) -> usize {
+        self.nodes.iter().filter(|node| node.up).count()
+    }
+
+    /// Reads the status again at every change of the metadata until `good` holds.
+    pub fn wait_for(
+        cluster: &mut Cluster,
+        what: &str,
+        limit: Duration,
+        good: impl Fn(&Self) -> bool,
+    ) -> Result<Self, CliError> {
+        let deadline = crate::deadline::Deadline::after(limit);
+        loop {
+            let status = Self::read(cluster)?;
+            if good(&status) {
+                return Ok(status);
+            }
+            if deadline.passed() {
+                return Err(CliError::TimedOut {
+                    what: format!("{what} ({})", status.summary()),
+                    seconds: limit.as_secs(),
+                });
+            }
+            cluster.wait_for_change()?;
+        }
+    }
+
+    /// One line.
+    pub fn summary(&self) -> String {
+        let states: Vec<String> =
+            self.pgs.by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        format!(
+            "{}/{} nodes up, {}/{} PGs clean: {}",
+            self.nodes_up(),
+            self.nodes.len(),
+            self.pgs.clean,
+            self.pgs.total,
+            if states.is_empty() { "none".to_string() } else { states.join(", ") }
+        )
+    }
+}
+
+fn judge(nodes: &[NodeStatus], pools: &[PoolStatus], raw: &Raw) -> (Health, Vec<String>) {
+    let mut problems = Vec::new();
+    let mut health = Health::Ok;
+    let mut found = |worse: Health, problem: String| {
+        health = match (health, worse) {
+            (Health::Error, _) | (_, Health::Error) => Health::Error,
+            (Health::Warning, _) | (_, Health::Warning) => Health::Warning,
+            _ => Health::Ok,
+        };
+        problems.push(problem);
+    };
+    for node in nodes {
+        if !node.up {
+            found(Health::Warning, format!("node {} ({}) is down", node.id, node.host));
+        }
+    }
+    for (node, stats) in &raw.stats {
+        for (slice, stat) in stats.slices.iter().filter(|(_, stat)| stat.state.starts_with("failed")) {
+            found(Health::Warning, format!("slice {slice} of node {node}: {}", stat.state));
+        }
+    }
+    for pool in pools {
+        if pool.active < pool.pgs {
+            let missing = pool.pgs - pool.active;
+            found(Health::Error, format!("pool {}: {missing} PG(s) do not serve", pool.name));
+        } else if pool.clean < pool.pgs {
+            let left = pool.pgs - pool.clean;
+            let problem = format!(
+                "pool {}: {left} PG(s) lack copies, {} object copies to recover",
+                pool.name, pool.missing
+            );
+            found(Health::Warning, problem);
+        }
+    }
+    let total = problems.len();
+    if total > PROBLEMS_MAX {
+        problems.truncate(PROBLEMS_MAX);
+        problems.push(format!("and {} more", total - PROBLEMS_MAX));
+    }
+    (health, problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use placement::PgStat;
+    use wire::{Epoch, PgId, SessionId, SliceId};
+
+    fn raw(state: &str, stat_epoch: u64) -> Raw {
+        let pg = PgId { pool: PoolId(1), index: 0 };
+        let stat = PgStat { state: state.into(), epoch: Epoch(stat_epoch), objects: 5, missing: 2 };
+        let record =
+            PgRecord { epoch: Epoch(3), primary: Some(SliceId(1)), ..PgRecord::default() };
+        Raw {
+            nodes: Vec::new(),
+            live: BTreeMap::from([(NodeId(1), Live { session: SessionId(1), failed: Vec::new() })]),
+            stats: BTreeMap::from([(
+                NodeId(1),
+                NodeStats { pgs: BTreeMap::from([("1.0".into(), stat)]), slices: BTreeMap::new() },
+            )]),
+            pools: vec![Pool {
+                id: PoolId(1),
+                name: "p".into(),
+                copies: 3,
+                min_copies: 2,
+                pg_count: 1,
+                failure_domain: Default::default(),
+                removing: false,
+            }],
+            images: Vec::new(),
+            pgs: vec![(pg, record)],
+        }
+    }
+
+    #[test]
+    fn only_a_report_of_the_present_epoch_counts() {
+        let status = ClusterStatus::of(ClusterId(1), &raw("active+clean", 3));
+        assert!(status.is_clean() && status.health == Health::Ok, "{status:?}");
+        let status = ClusterStatus::of(ClusterId(1), &raw("active+clean", 2));
+        assert!(!status.is_active() && status.health == Health::Error, "{status:?}");
+        assert_eq!(status.pgs.by_state.get("starting"), Some(&1));
+    }
+
+    #[test]
+    fn degraded_is_active_and_not_clean() {
+        let status = ClusterStatus::of(ClusterId(1), &raw("active+degraded", 3));
+        assert!(status.is_active() && !status.is_clean());
+        assert_eq!((status.health, status.pgs.missing), (Health::Warning, 2));
+    }
+
+    #[test]
+    fn a_pool_without_records_is_not_clean() {
+        let mut raw = raw("active+clean", 3);
+        raw.pgs.clear();
+        assert!(!ClusterStatus::of(ClusterId(1), &raw).is_clean());
+    }
+}
