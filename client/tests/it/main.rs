@@ -1,0 +1,10 @@
+//! The client against a cluster that exists only as wire frames: every frame is encoded and decoded, the
+//! order of everything is drawn from a seed, and the cluster can be told to misbehave.
+
+mod admin;
+mod allocations;
+mod cluster;
+mod failover;
+mod property;
+mod rules;
+mod world;
