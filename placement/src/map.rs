@@ -76,6 +76,11 @@ pub mod key {
     pub fn pgs_of(pool: PoolId) -> String {
         format!("{PGS}{:010}/", pool.0)
     }
+    /// Key of a further piece of a node's statistics, for a node that is primary of very many PGs: also
+    /// a [`NodeStats`], to be merged with the others. `parse_node` does not take it.
+    pub fn stats_part(id: NodeId, part: u32) -> String {
+        format!("{}+{part:03}", stats(id))
+    }
     /// Key of a PG.
     pub fn pg(id: PgId) -> String {
         format!("{PGS}{:010}/{:08}", id.pool.0, id.index)

@@ -1,5 +1,6 @@
 //! Assignments as tables that a person can check. A change of the rule shows as a change of these
 //! files, and means that existing clusters would move data: `UPDATE_GOLDEN=1 cargo test -p placement`.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
 
 mod common;
 

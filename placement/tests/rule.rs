@@ -1,4 +1,5 @@
 //! What must hold for every assignment, on many topologies.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
 
 mod common;
 

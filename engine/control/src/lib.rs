@@ -1,1 +1,38 @@
-//! (control)
+//! `control`: the control core of a node. One per node, beside the data cores.
+//!
+//! It hosts the node's metadata voter (package `consensus`) or a connection to one, keeps the node's
+//! lease, tells the data cores which PGs they take part in, carries what their primaries want into the
+//! metadata, serves clients and tools, and runs the director on the node whose voter leads.
+//!
+//! Start reading at `core`: the events, and who handles them. `lease` is how a node comes to have
+//! authority; `director::decide` is what a PG's next configuration is: everything that keeps data safe
+//! across failures is in these two. `server` and `http` face strangers. `admin` builds the transactions
+//! of administrators and is used by the command line as well.
+//!
+//! The package knows the environment's traits only; the simulator runs this very code.
+
+pub mod admin;
+mod config;
+mod core;
+pub mod director;
+mod drive;
+mod feed;
+mod frames;
+mod http;
+mod lease;
+mod links;
+mod metrics;
+mod mirror;
+pub mod planted;
+mod server;
+mod stats;
+mod stop;
+pub mod view;
+mod wishes;
+
+pub use config::{
+    ControlConfig, ControlError, ControlStatus, DRIFT_MARGIN_PERCENT, LEASE_RENEW_MS, LEASE_TTL_MS,
+    MetaRegion, Phase, StatusInner, Voter,
+};
+pub use core::ControlCore;
+pub use planted::Planted;

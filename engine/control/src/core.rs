@@ -1,0 +1,476 @@
+//! The control core: what it is made of, and which event goes where.
+
+use crate::config::*;
+use crate::director::Director;
+use crate::director::decide::Wish;
+use crate::drive::{Asker, Incoming, Meta};
+use crate::feed::Feed;
+use crate::http::{Http, Wanted};
+use crate::lease::Registrar;
+use crate::links::{Link, Linked, Uplink};
+use crate::metrics::ControlMetrics;
+use crate::mirror::Mirror;
+use crate::server::{Asked, Me, Server};
+use crate::stats::Stats;
+use crate::stop::Stop;
+use crate::view::View;
+use crate::wishes::Wishes;
+use consensus::{MetaConfig, MetaNode};
+use engine::CoreMsg;
+use placement::Node;
+use reactor::{CloseReason, ConnId, Env, Event, Frame, Framing, Mono, Service, Token};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use wire::control::ControlMsg;
+use wire::{CoreId, NodeId, SessionId, SliceId};
+
+/// Disk operations of the metadata voter carry this in their upper half.
+const META_TOKENS: u64 = 0xc1 << 56;
+const TICK: Token = Token(0xc0 << 56 | 1);
+const SOON: Token = Token(0xc0 << 56 | 2);
+const CONTROL_LISTENER: Token = Token(0xc0 << 56 | 16);
+const HTTP_LISTENER: Token = Token(0xc0 << 56 | 17);
+/// When work is left over, the next step comes after this: other events get their turn in between.
+const SOON_NS: u64 = 300_000;
+
+/// The control core of a node. See the package.
+pub struct ControlCore {
+    pub(crate) config: ControlConfig,
+    pub(crate) meta: Meta,
+    pub(crate) links: Vec<Link>,
+    pub(crate) server: Server,
+    pub(crate) http: Http,
+    pub(crate) mirror: Mirror,
+    pub(crate) view: View,
+    pub(crate) incoming: VecDeque<Incoming>,
+    pub(crate) director: Director,
+    pub(crate) feed: Feed,
+    pub(crate) wishes: Wishes,
+    pub(crate) stats: Stats,
+    pub(crate) registrar: Registrar,
+    pub(crate) authority: Mono,
+    /// Drawn in advance, for the day the lease is lost.
+    pub(crate) fresh: SessionId,
+    pub(crate) tickets: BTreeMap<u64, Asker>,
+    pub(crate) next_ticket: u64,
+    pub(crate) stop: Stop,
+    metrics: Option<ControlMetrics>,
+    control_addr: Option<SocketAddr>,
+    listening: BTreeMap<CoreId, SocketAddr>,
+    opened: BTreeMap<SliceId, Result<u64, String>>,
+    soon: bool,
+    last_tick: Mono,
+    ticks: u64,
+    lag_ns: u64,
+}
+
+impl ControlCore {
+    /// A control core that starts when its reactor does.
+    pub fn new(config: ControlConfig) -> Self {
+        let session = config.session.unwrap_or_default();
+        Self {
+            feed: Feed::new(config.node, config.data_cores),
+            director: Director::new(config.planted),
+            registrar: Registrar::new(session),
+            meta: Meta::None,
+            links: Vec::new(),
+            server: Server::default(),
+            http: Http::default(),
+            mirror: Mirror::default(),
+            view: View::default(),
+            incoming: VecDeque::new(),
+            wishes: Wishes::default(),
+            stats: Stats::default(),
+            authority: Mono(0),
+            fresh: SessionId(0),
+            tickets: BTreeMap::new(),
+            next_ticket: 1,
+            stop: Stop::No,
+            metrics: None,
+            control_addr: None,
+            listening: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            soon: false,
+            last_tick: Mono(0),
+            ticks: 0,
+            lag_ns: 0,
+            config,
+        }
+    }
+
+    /// The parsed map as this node sees it.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    pub(crate) fn me(&self) -> Me {
+        Me { cluster: self.config.cluster, node: self.config.node, session: self.registrar.session() }
+    }
+
+    pub(crate) fn fail(&mut self, error: ControlError) {
+        tracing::error!(node = %self.config.node, %error, "the node cannot go on");
+        self.config.status.set(|status| status.phase = Phase::Failed(error));
+        self.feed.stop();
+        self.stop = Stop::Done;
+    }
+
+    fn open(&mut self, env: &mut dyn Env) -> Result<(), ControlError> {
+        if self.config.node.0 == 0 || self.config.voters.is_empty() {
+            return Err(ControlError::Config("node 0 cannot exist, and there must be a voter"));
+        }
+        let listen = |env: &mut dyn Env, at, framing, token| {
+            env.listen(at, framing, token)
+                .map_err(|error| ControlError::Listen { at, why: error.to_string() })
+        };
+        let bound = listen(env, self.config.control_listen, Framing::Frames, CONTROL_LISTENER)?;
+        self.control_addr = Some(self.reachable(bound));
+        let http = match self.config.http_listen {
+            Some(at) => Some(listen(env, at, Framing::Raw, HTTP_LISTENER)?),
+            None => None,
+        };
+        let control = self.control_addr;
+        let session = self.registrar.session();
+        self.config.status.set(|status| {
+            status.control = control;
+            status.http = http;
+            status.session = Some(session);
+        });
+        self.open_meta(env)
+    }
+
+    fn open_meta(&mut self, env: &mut dyn Env) -> Result<(), ControlError> {
+        let config = &self.config;
+        if !config.voters.iter().any(|voter| voter.node == config.node) {
+            let uplink = Uplink::new(&config.voters, env.random())
+                .ok_or(ControlError::Config("there must be a voter"))?;
+            self.meta = Meta::Remote(Box::new(uplink));
+            return Ok(());
+        }
+        let region = config.meta.ok_or(ControlError::Config("a voter needs a metadata region"))?;
+        let others = config.voters.iter().filter(|voter| voter.node != config.node);
+        self.links = others.map(|voter| Link::new(*voter)).collect();
+        let meta = MetaConfig {
+            node: config.node,
+            voters: config.voters.iter().map(|voter| voter.node).collect(),
+            cluster: config.cluster,
+            disk: region.disk,
+            region_offset: region.offset,
+            region_len: region.len,
+            tokens: META_TOKENS,
+            planted: config.meta_planted,
+        };
+        self.meta = Meta::Voter(Box::new(MetaNode::open(env, meta)));
+        Ok(())
+    }
+
+    /// An address as others reach it.
+    fn reachable(&self, bound: SocketAddr) -> SocketAddr {
+        if bound.ip().is_unspecified() { SocketAddr::new(self.config.advertise, bound.port()) } else { bound }
+    }
+
+    fn on_tick(&mut self, env: &mut dyn Env) {
+        let now = env.now();
+        let due = self.last_tick.plus_ms(TICK_MS);
+        self.lag_ns = self.lag_ns.max(now.since(due));
+        self.last_tick = now;
+        self.ticks += 1;
+        env.set_timer(now.plus_ms(TICK_MS), TICK);
+        self.links.iter_mut().for_each(|link| link.on_tick(env));
+        match &mut self.meta {
+            Meta::Voter(node) => node.on_tick(env),
+            Meta::Remote(uplink) => uplink.on_tick(env),
+            Meta::None => {}
+        }
+        self.director.on_tick(&self.view, now);
+        self.server.on_tick(env);
+        self.http.on_tick(env);
+        if self.ticks.is_multiple_of(20) {
+            self.wishes.retry();
+        }
+    }
+
+    fn on_accepted(&mut self, env: &mut dyn Env, conn: ConnId, token: Token) {
+        match token {
+            CONTROL_LISTENER => self.server.accept(env, conn),
+            HTTP_LISTENER => self.http.accept(env, conn),
+            _ => env.close(conn, false),
+        }
+    }
+
+    fn on_connected(&mut self, env: &mut dyn Env, conn: ConnId) {
+        let me = self.me();
+        if let Some(link) = self.links.iter_mut().find(|link| link.owns(conn)) {
+            link.connected(env, me);
+        } else if let Meta::Remote(uplink) = &mut self.meta
+            && uplink.owns(conn)
+        {
+            uplink.connected(env, me);
+        }
+    }
+
+    fn on_closed(&mut self, env: &mut dyn Env, conn: ConnId, reason: CloseReason) {
+        self.server.closed(conn);
+        self.http.closed(conn);
+        let Self { links, meta, .. } = self;
+        if let Some(link) = links.iter_mut().find(|link| link.owns(conn)) {
+            let gone = matches!(link.closed(env, reason), Linked::Gone);
+            if gone && let Meta::Voter(node) = meta {
+                node.on_peer_gone(env, link.peer());
+            }
+        } else if let Meta::Remote(uplink) = meta
+            && uplink.owns(conn)
+        {
+            uplink.closed(env, reason);
+        }
+    }
+
+    fn on_frame(&mut self, env: &mut dyn Env, conn: ConnId, frame: &Frame) {
+        let me = self.me();
+        if let Some(link) = self.links.iter_mut().find(|link| link.owns(conn)) {
+            match link.frame(env, me, frame) {
+                Linked::Refused(status) => {
+                    tracing::error!(voter = %link.peer(), %status, "a voter refuses this node");
+                }
+                Linked::Message(ControlMsg::Raft { bytes }) => {
+                    let from = link.peer();
+                    if let Meta::Voter(node) = &mut self.meta {
+                        node.on_message(env, from, &bytes);
+                    }
+                }
+                _ => {}
+            }
+            return;
+        }
+        if let Meta::Remote(uplink) = &mut self.meta
+            && uplink.owns(conn)
+        {
+            uplink.frame(env, me, frame);
+            return;
+        }
+        match self.server.frame(env, me, &self.mirror, conn, frame) {
+            Some(Asked::Meta { conn, ticket, request }) => {
+                self.ask(env, Asker::Client { conn, ticket }, request);
+            }
+            Some(Asked::Raft { from, bytes }) => {
+                if let Meta::Voter(node) = &mut self.meta {
+                    node.on_message(env, from, &bytes);
+                }
+            }
+            Some(Asked::Refused(node)) => self.refused(env, node, false),
+            None => {}
+        }
+    }
+
+    /// Somebody could not reach a node. The voter may elect sooner; nothing else follows from it.
+    fn refused(&mut self, env: &mut dyn Env, node: NodeId, own: bool) {
+        self.director.refused(&self.view, node);
+        match &mut self.meta {
+            Meta::Voter(voter) => {
+                voter.on_peer_gone(env, node);
+                let leader = voter.leader();
+                if own && let Some(link) = self.links.iter().find(|link| Some(link.peer()) == leader) {
+                    link.send(env, &ControlMsg::Refused { node });
+                }
+            }
+            Meta::Remote(uplink) if own => uplink.refused(env, node),
+            _ => {}
+        }
+    }
+
+    fn on_core(&mut self, env: &mut dyn Env, from: CoreId, msg: CoreMsg) {
+        match msg {
+            CoreMsg::Listening { addr } => {
+                let addr = self.reachable(addr);
+                self.listening.insert(from, addr);
+                self.check_ready();
+            }
+            CoreMsg::ListenFailed { addr, error } => {
+                self.fail(ControlError::Listen { at: addr, why: error });
+            }
+            CoreMsg::SliceOpened { slice, result } => {
+                self.opened.insert(slice, result);
+                self.tell_failed();
+                self.check_ready();
+            }
+            CoreMsg::PgReport(report) => {
+                let session = self.registrar.session();
+                self.wishes.reported(&self.view, session, from, &report);
+                let entry = self.view.pgs().get(&report.pg);
+                let home = entry.and_then(|e| e.record.primary).and_then(|slice| self.view.home(slice));
+                if home.is_some_and(|home| home.node == self.config.node) {
+                    self.stats.report(report);
+                }
+            }
+            CoreMsg::InSync { pg, epoch, slice } => self.wishes.add(pg, epoch, slice, Wish::InSync),
+            CoreMsg::OutOfSync { pg, epoch, slice, failed } => {
+                let own = self.view.home(slice).is_some_and(|home| home.node == self.config.node);
+                if failed && own {
+                    self.slice_failed(slice, "its store failed");
+                }
+                let wish = if failed { Wish::Failed } else { Wish::OutOfSync };
+                self.wishes.add(pg, epoch, slice, wish);
+            }
+            CoreMsg::PeerRefused { node } => self.refused(env, node, true),
+            CoreMsg::SliceStat { slice, stat } => {
+                if let Some(why) = stat.state.strip_prefix("failed") {
+                    self.slice_failed(slice, why.trim_start_matches([':', ' ']));
+                }
+                self.stats.slice(slice, stat);
+            }
+            CoreMsg::Stopped => self.core_stopped(env, from),
+            CoreMsg::Stop => self.begin_stop(env),
+            CoreMsg::Pg(_) | CoreMsg::PgGone { .. } | CoreMsg::Lease { .. } | CoreMsg::Identity { .. } => {
+                tracing::error!(%from, "a data core sent a message of the control core");
+            }
+        }
+    }
+
+    fn slice_failed(&mut self, slice: SliceId, why: &str) {
+        if !matches!(self.opened.get(&slice), Some(Err(_))) {
+            tracing::error!(%slice, why, "a slice has failed");
+            self.opened.insert(slice, Err(why.to_owned()));
+            self.tell_failed();
+        }
+    }
+
+    fn tell_failed(&mut self) {
+        let failed: Vec<(SliceId, String)> = self
+            .opened
+            .iter()
+            .filter_map(|(slice, result)| Some((*slice, result.as_ref().err()?.clone())))
+            .collect();
+        self.registrar.set_failed(failed.iter().map(|(slice, _)| *slice).collect());
+        self.config.status.set(|status| status.failed_slices = failed);
+    }
+
+    /// Everything that the registration says is known.
+    fn check_ready(&mut self) {
+        let Some(control) = self.control_addr else { return };
+        let cores: Vec<SocketAddr> = (0..self.config.data_cores)
+            .filter_map(|core| self.listening.get(&CoreId(core)).copied())
+            .collect();
+        let mut disks = self.config.disks.clone();
+        let mut slices = disks.iter_mut().flat_map(|disk| &mut disk.slices);
+        let all_open = slices.all(|slice| match self.opened.get(&slice.id) {
+            Some(Ok(bytes)) => {
+                slice.size_bytes = *bytes;
+                true
+            }
+            Some(Err(_)) => true,
+            None => false,
+        });
+        if cores.len() == usize::from(self.config.data_cores) && all_open {
+            let (id, host, version) =
+                (self.config.node, self.config.host.clone(), self.config.version.clone());
+            self.registrar.ready(Node { id, host, control, cores, disks, version });
+        }
+    }
+
+    fn on_bytes(&mut self, env: &mut dyn Env, conn: ConnId, bytes: &[u8]) {
+        match self.http.bytes(env, conn, bytes) {
+            Some(Wanted::Metrics) => {
+                let text = self.metrics_text(env.now());
+                self.http.answer(env, conn, 200, "text/plain; version=0.0.4; charset=utf-8", &text);
+            }
+            Some(Wanted::Health) => {
+                let registered = self.registrar.is_registered();
+                let (code, text) = if registered { (200, "ok\n") } else { (503, "not registered\n") };
+                self.http.answer(env, conn, code, "text/plain; charset=utf-8", text);
+            }
+            None => {}
+        }
+    }
+
+    fn metrics_text(&mut self, now: Mono) -> String {
+        let Some(metrics) = &self.metrics else { return String::new() };
+        let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        if let Meta::Voter(node) = &self.meta {
+            let status = node.status();
+            metrics.term.set(int(status.term));
+            metrics.leader.set(i64::from(node.is_serving()));
+            metrics.commit_index.set(int(status.commit_index));
+            metrics.applied_index.set(int(status.applied_index));
+            metrics.log_blocks_used.set(int(status.log_blocks.0));
+        }
+        metrics.revision.set(int(self.mirror.revision().0));
+        metrics.meta_requests.set(int(self.tickets.len() as u64));
+        metrics.lease.set(self.authority.since(now) as f64 / 1e9);
+        metrics.registered.set(i64::from(self.registrar.is_registered()));
+        let (connections, subscribers) = self.server.sizes();
+        metrics.connections.set(int(connections as u64));
+        metrics.subscribers.set(int(subscribers as u64));
+        let counters = self.server.counters();
+        for (reason, count) in
+            [("garbage", counters.garbage), ("slow", counters.slow), ("refused", counters.refused)]
+        {
+            metrics.closed.with_label_values(&[reason]).set(int(count));
+        }
+        metrics.loop_lag.set(self.lag_ns as f64 / 1e9);
+        self.lag_ns = 0;
+        metrics.pgs.reset();
+        for (state, count) in self.stats.states() {
+            metrics.pgs.with_label_values(&[state]).set(int(count));
+        }
+        let live = self.view.live().len() as u64;
+        metrics.nodes.with_label_values(&["up"]).set(int(live));
+        let down = (self.view.nodes().len() as u64).saturating_sub(live);
+        metrics.nodes.with_label_values(&["down"]).set(int(down));
+        metrics.director_records.set(int(self.director.counters().records));
+        metrics.director_conflicts.set(int(self.director.counters().conflicts));
+        metrics.unplaced_pools.set(int(self.director.problems().count() as u64));
+        metrics.text()
+    }
+}
+
+impl Service for ControlCore {
+    fn start(&mut self, env: &mut dyn Env) {
+        let session = self.config.session.unwrap_or_else(|| SessionId(env.random().max(1)));
+        self.registrar = Registrar::new(session);
+        self.fresh = SessionId(env.random().max(1));
+        self.next_ticket = 1;
+        self.last_tick = env.now();
+        env.set_timer(env.now().plus_ms(TICK_MS), TICK);
+        match ControlMetrics::new(&self.config.registry, &self.config.version) {
+            Ok(metrics) => self.metrics = Some(metrics),
+            Err(error) => tracing::error!(%error, "no metrics of the control core"),
+        }
+        if let Err(error) = self.open(env) {
+            self.fail(error);
+        }
+        self.check_ready();
+    }
+
+    fn event(&mut self, env: &mut dyn Env, event: Event) {
+        match event {
+            Event::Timer { token: TICK } => self.on_tick(env),
+            Event::Timer { token: SOON } => self.soon = false,
+            Event::Timer { .. } => {}
+            Event::DiskDone { token, result, op, .. } => {
+                if let Meta::Voter(node) = &mut self.meta {
+                    node.on_disk(env, token, result, op);
+                }
+            }
+            Event::Accepted { conn, token, .. } => self.on_accepted(env, conn, token),
+            Event::Connected { conn } => self.on_connected(env, conn),
+            Event::Frame { conn, frame } => self.on_frame(env, conn, &frame),
+            Event::Bytes { conn, bytes } => self.on_bytes(env, conn, bytes.as_slice()),
+            Event::Closed { conn, reason } => self.on_closed(env, conn, reason),
+            Event::Mesh { from, msg } => match CoreMsg::from_mesh(msg) {
+                Ok(msg) => self.on_core(env, from, msg),
+                Err(_) => tracing::error!(%from, "unknown mesh message"),
+            },
+        }
+    }
+
+    fn flush(&mut self, env: &mut dyn Env) {
+        let more = self.drive(env);
+        if more && !self.soon {
+            self.soon = true;
+            env.set_timer(env.now().plus_ns(SOON_NS), SOON);
+        }
+    }
+
+    fn finished(&self) -> bool {
+        matches!(self.stop, Stop::Done) && !self.feed.has_work()
+    }
+}

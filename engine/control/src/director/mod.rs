@@ -1,0 +1,512 @@
+//! The director: writes the configuration of every PG. It runs on the node whose metadata voter leads,
+//! and holds nothing that a successor would miss: a new leader looks at every PG once.
+//!
+//! `decide` says what one PG's next record is. This module knows which PGs to look at, bundles records
+//! into transactions, creates the PGs of new pools, clears away removed ones, follows placement, and
+//! gives primaries back to their preferred members. Two directors at once do no harm: every write
+//! compares the record's revision.
+
+pub mod decide;
+
+use crate::planted::{Bug, Planted};
+use crate::view::{PgEntry, Touched, View};
+use decide::{Situation, begin_hand_over};
+use placement::{PgRecord, PlacementError, Pool, Rule, Topology, assign, key};
+use reactor::Mono;
+use std::collections::{BTreeMap, BTreeSet};
+use wire::control::{Compare, MetaReply, MetaRequest, Write};
+use wire::{NodeId, PgId, PoolId, Revision, SliceId};
+
+/// PG records in one transaction: some 300 bytes each, far below a transaction's bound, and few enough
+/// that one conflict does not throw away much.
+pub const PGS_PER_TXN: usize = 128;
+/// Transactions on their way at once.
+pub const TXNS_IN_FLIGHT: usize = 8;
+/// PGs looked at in one step: some microseconds each.
+pub const PGS_PER_STEP: usize = 512;
+/// How long a new director waits for members that have not registered yet, in milliseconds. A whole
+/// cluster that restarts comes up in one piece instead of degrading PG by PG. One time to live of a
+/// lease: nobody is removed earlier after a change of leader anyway.
+pub const SETTLE_MS: u64 = 1_000;
+/// How long a live member that a primary has thrown out stays out, in milliseconds.
+pub const HOLD_MS: u64 = 5_000;
+/// How long a PG must be clean, and the cluster without arrivals and departures, before its primary is
+/// handed to the preferred member, in milliseconds.
+pub const HAND_OVER_AFTER_MS: u64 = 2_000;
+/// Hand-overs at once: each stops its PG for some milliseconds.
+pub const HAND_OVERS: usize = 8;
+/// How long the present primary may take to consent before it is reinstated, in milliseconds.
+pub const CONSENT_MS: u64 = 300;
+/// After a hand-over that got no consent there is none for so long, in milliseconds: it was in vain and
+/// cost its PG `CONSENT_MS`.
+pub const HAND_OVER_PAUSE_MS: u64 = 600_000;
+/// Pause after the metadata store could not take a transaction, in milliseconds.
+const RETRY_MS: u64 = 20;
+
+/// A transaction to submit; its reply goes to `Director::on_reply` with the same number.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    /// Chosen by the director.
+    pub batch: u64,
+    /// A `MetaRequest::Txn`.
+    pub request: MetaRequest,
+}
+
+/// What the director has done, for metrics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// PG records written.
+    pub records: u64,
+    /// Transactions refused because a record had changed meanwhile.
+    pub conflicts: u64,
+}
+
+/// See the module.
+pub struct Director {
+    leading: Option<Leading>,
+    next_batch: u64,
+    planted: Planted,
+    counters: Counters,
+}
+
+enum Batch {
+    Pgs(Vec<PgId>),
+    Removal(PoolId),
+}
+
+struct Leading {
+    settle_until: Mono,
+    settled: bool,
+    /// No transactions before then.
+    paused_until: Mono,
+    /// Last arrival or departure of a node.
+    quiet_since: Mono,
+    dirty: BTreeSet<PgId>,
+    restarted: BTreeSet<PgId>,
+    dirty_pools: BTreeSet<PoolId>,
+    retarget: BTreeSet<PoolId>,
+    targets: BTreeMap<PoolId, Vec<Vec<SliceId>>>,
+    problems: BTreeMap<PoolId, PlacementError>,
+    held: BTreeMap<(PgId, SliceId), Mono>,
+    /// PGs that would like another primary, since when.
+    unpreferred: BTreeMap<PgId, Mono>,
+    /// PGs between the halves of a hand-over, and when it fails.
+    handing: BTreeMap<PgId, Mono>,
+    hand_overs_from: Mono,
+    /// One hand-over has succeeded: several at once may be tried.
+    handed_over: bool,
+    in_flight: BTreeMap<u64, Batch>,
+    busy: BTreeSet<PgId>,
+    unreachable: BTreeSet<NodeId>,
+}
+
+impl Director {
+    /// One that does nothing until it leads.
+    pub fn new(planted: Planted) -> Self {
+        Self { leading: None, next_batch: 1, planted, counters: Counters::default() }
+    }
+
+    /// Whether it leads.
+    pub fn is_leading(&self) -> bool {
+        self.leading.is_some()
+    }
+
+    /// What it has done.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Pools that cannot be placed, and why.
+    pub fn problems(&self) -> impl Iterator<Item = (&PoolId, &PlacementError)> {
+        self.leading.iter().flat_map(|leading| &leading.problems)
+    }
+
+    /// Whether nothing is to be done and nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.leading.as_ref().is_none_or(|l| {
+            l.dirty.is_empty() && l.in_flight.is_empty() && l.retarget.is_empty() && l.dirty_pools.is_empty()
+        })
+    }
+
+    /// The local voter has become the leader.
+    pub fn lead(&mut self, view: &View, now: Mono) {
+        self.leading = Some(Leading {
+            settle_until: now.plus_ms(SETTLE_MS),
+            settled: false,
+            paused_until: now,
+            quiet_since: now,
+            dirty: view.pgs().keys().copied().collect(),
+            restarted: BTreeSet::new(),
+            dirty_pools: view.pools().keys().copied().collect(),
+            retarget: view.pools().keys().copied().collect(),
+            targets: BTreeMap::new(),
+            problems: BTreeMap::new(),
+            held: BTreeMap::new(),
+            unpreferred: BTreeMap::new(),
+            handing: BTreeMap::new(),
+            hand_overs_from: now,
+            handed_over: false,
+            in_flight: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            unreachable: BTreeSet::new(),
+        });
+    }
+
+    /// It leads no longer. Transactions on their way may still succeed.
+    pub fn resign(&mut self) {
+        self.leading = None;
+    }
+
+    /// A change has been applied to the view.
+    pub fn touched(&mut self, view: &View, touched: Touched, now: Mono) {
+        let Some(leading) = &mut self.leading else { return };
+        match touched {
+            Touched::Pg(pg) => leading.touched_pg(view, pg, now),
+            Touched::Live { node, before } => {
+                leading.quiet_since = now;
+                let pgs = view.pgs_of_node(node);
+                let session = view.live().get(&node).map(|live| live.session);
+                if before.is_some() && session.is_some() && session != before {
+                    leading.restarted.extend(&pgs);
+                }
+                if session.is_some() {
+                    leading.unreachable.remove(&node);
+                    // New pools may be waiting for this node.
+                    leading.dirty_pools.extend(view.pools().keys());
+                }
+                leading.dirty.extend(pgs);
+            }
+            Touched::Node(node) => {
+                leading.retarget.extend(view.pools().keys());
+                leading.dirty.extend(view.pgs_of_node(node));
+            }
+            Touched::Pool(pool) => {
+                leading.retarget.insert(pool);
+                leading.dirty_pools.insert(pool);
+                leading.dirty.extend(view.pgs_of_pool(pool).map(|(pg, _)| pg));
+            }
+            Touched::Image(pool) => {
+                leading.dirty_pools.insert(pool);
+            }
+            Touched::Cluster | Touched::Other => {}
+        }
+    }
+
+    /// Somebody could not connect to this node. Nothing follows from it: only the lease decides.
+    pub fn refused(&mut self, view: &View, node: NodeId) {
+        if self.planted.has(Bug::DemoteBeforeLeaseExpiry)
+            && let Some(leading) = &mut self.leading
+        {
+            leading.unreachable.insert(node);
+            leading.dirty.extend(view.pgs_of_node(node));
+        }
+    }
+
+    /// To be called every few ten milliseconds.
+    pub fn on_tick(&mut self, view: &View, now: Mono) {
+        let Some(leading) = &mut self.leading else { return };
+        if !leading.settled && now >= leading.settle_until {
+            leading.settled = true;
+            leading.dirty.extend(view.pgs().keys());
+            leading.dirty_pools.extend(view.pools().keys());
+        }
+        let due = |(key, at): (&PgId, &Mono)| (*at <= now).then_some(*key);
+        leading.dirty.extend(leading.handing.iter().filter_map(due));
+        let expired: Vec<(PgId, SliceId)> =
+            leading.held.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();
+        for key in expired {
+            leading.held.remove(&key);
+            leading.dirty.insert(key.0);
+        }
+        if leading.may_hand_over(now) {
+            let ripe =
+                leading.unpreferred.iter().filter(|(_, since)| now >= since.plus_ms(HAND_OVER_AFTER_MS));
+            leading.dirty.extend(ripe.map(|(pg, _)| *pg).take(HAND_OVERS));
+        }
+    }
+
+    /// The transactions that are due. Bounded work; call again when `has_work`.
+    pub fn plan(&mut self, view: &View, now: Mono) -> Vec<Plan> {
+        let Some(leading) = &mut self.leading else { return Vec::new() };
+        if now < leading.paused_until {
+            return Vec::new();
+        }
+        if let Some(pool) = leading.retarget.pop_first() {
+            leading.place(view, pool);
+        }
+        let mut plans = Vec::new();
+        while let Some(pool) = leading.dirty_pools.pop_first() {
+            if let Some(request) = leading.look_at_pool(view, pool) {
+                self.next_batch += 1;
+                leading.in_flight.insert(self.next_batch, Batch::Removal(pool));
+                plans.push(Plan { batch: self.next_batch, request });
+            }
+        }
+        let mut looked_at = 0;
+        while leading.in_flight.len() < TXNS_IN_FLIGHT && looked_at < PGS_PER_STEP {
+            let mut bundle = Bundle::default();
+            while bundle.pgs.len() < PGS_PER_TXN && looked_at < PGS_PER_STEP {
+                let Some(pg) = leading.dirty.pop_first() else { break };
+                looked_at += 1;
+                if leading.busy.contains(&pg) {
+                    continue; // looked at again when the answer is there
+                }
+                let any_primary = self.planted.has(Bug::PickStalePrimary);
+                if let Some((record, revision)) = leading.look_at(view, pg, now, any_primary) {
+                    bundle.add(pg, &record, revision);
+                }
+            }
+            if bundle.pgs.is_empty() {
+                break;
+            }
+            self.next_batch += 1;
+            leading.busy.extend(&bundle.pgs);
+            leading.in_flight.insert(self.next_batch, Batch::Pgs(bundle.pgs));
+            let request = MetaRequest::Txn { compares: bundle.compares, writes: bundle.writes };
+            plans.push(Plan { batch: self.next_batch, request });
+        }
+        plans
+    }
+
+    /// Whether `plan` would find something to do now.
+    pub fn has_work(&self, now: Mono) -> bool {
+        self.leading.as_ref().is_some_and(|l| {
+            now >= l.paused_until
+                && (!l.retarget.is_empty() || !l.dirty.is_empty() && l.in_flight.len() < TXNS_IN_FLIGHT)
+        })
+    }
+
+    /// The answer to a plan. The view should already have the changes of an applied one; if not, a
+    /// comparison fails once more.
+    pub fn on_reply(&mut self, batch: u64, reply: &MetaReply, now: Mono) {
+        let Some(leading) = &mut self.leading else { return };
+        let Some(sent) = leading.in_flight.remove(&batch) else { return };
+        match reply {
+            MetaReply::Applied { .. } => {}
+            MetaReply::CompareFailed { .. } => self.counters.conflicts += 1,
+            _ => leading.paused_until = now.plus_ms(RETRY_MS),
+        }
+        match sent {
+            Batch::Removal(pool) => {
+                leading.dirty_pools.insert(pool);
+            }
+            Batch::Pgs(pgs) => {
+                let applied = matches!(reply, MetaReply::Applied { .. });
+                if applied {
+                    self.counters.records += pgs.len() as u64;
+                }
+                for pg in pgs {
+                    leading.busy.remove(&pg);
+                    leading.dirty.insert(pg);
+                    if applied {
+                        leading.restarted.remove(&pg);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Leading {
+    fn touched_pg(&mut self, view: &View, pg: PgId, now: Mono) {
+        self.dirty.insert(pg);
+        let Some(entry) = view.pgs().get(&pg) else {
+            self.unpreferred.remove(&pg);
+            self.handing.remove(&pg);
+            self.restarted.remove(&pg);
+            self.dirty_pools.insert(pg.pool);
+            return;
+        };
+        if entry.record.primary.is_some() && self.handing.remove(&pg).is_some() {
+            self.unpreferred.remove(&pg);
+            self.handed_over |= entry.record.primary == entry.record.target.first().copied();
+        }
+        for slice in view.dropped() {
+            if entry.record.target.contains(slice) && view.up(*slice).is_some() {
+                self.held.insert((pg, *slice), now.plus_ms(HOLD_MS));
+            }
+        }
+    }
+
+    fn may_hand_over(&self, now: Mono) -> bool {
+        let at_once = if self.handed_over { HAND_OVERS } else { 1 };
+        self.handing.len() < at_once
+            && now >= self.hand_overs_from
+            && now >= self.quiet_since.plus_ms(HAND_OVER_AFTER_MS)
+    }
+
+    /// Follows placement for one pool.
+    fn place(&mut self, view: &View, id: PoolId) {
+        let Some(pool) = view.pools().get(&id) else {
+            self.targets.remove(&id);
+            self.problems.remove(&id);
+            return;
+        };
+        if pool.removing {
+            return;
+        }
+        let mut previous: Vec<Vec<SliceId>> = vec![Vec::new(); pool.pg_count as usize];
+        for (pg, entry) in view.pgs_of_pool(id) {
+            if let Some(slot) = previous.get_mut(pg.index as usize) {
+                slot.clone_from(&entry.record.target);
+            }
+        }
+        let rule = rule_of(pool);
+        match assign(&Topology::new(view.nodes().values()), &rule, &previous) {
+            Ok(targets) => {
+                self.problems.remove(&id);
+                for (index, (old, new)) in (0..).zip(previous.iter().zip(&targets)) {
+                    if old != new {
+                        self.dirty.insert(PgId { pool: id, index });
+                    }
+                }
+                self.targets.insert(id, targets);
+            }
+            Err(error) => {
+                if self.problems.get(&id) != Some(&error) {
+                    tracing::warn!(pool = pool.name, %error, "pool cannot be placed");
+                }
+                self.problems.insert(id, error);
+            }
+        }
+    }
+
+    /// Wakes the PGs of a pool that do not exist yet, and clears away a removed pool.
+    fn look_at_pool(&mut self, view: &View, id: PoolId) -> Option<MetaRequest> {
+        let pool = view.pools().get(&id)?;
+        if !pool.removing {
+            let known: BTreeSet<u32> = view.pgs_of_pool(id).map(|(pg, _)| pg.index).collect();
+            if known.len() < pool.pg_count as usize {
+                let missing = (0..pool.pg_count).filter(|index| !known.contains(index));
+                self.dirty.extend(missing.map(|index| PgId { pool: id, index }));
+            }
+            return None;
+        }
+        let under_way = self.in_flight.values().any(|b| matches!(b, Batch::Removal(p) if *p == id));
+        if view.images_in(id) > 0 || under_way {
+            return None;
+        }
+        let delete = |key: String| Write::Delete { key };
+        let mut writes: Vec<Write> =
+            view.pgs_of_pool(id).take(PGS_PER_TXN).map(|(pg, _)| delete(key::pg(*pg))).collect();
+        if writes.is_empty() {
+            writes = vec![delete(key::pool(id)), delete(key::pool_name(&pool.name))];
+        }
+        Some(MetaRequest::Txn { compares: vec![Compare::Exists { key: key::pool(id) }], writes })
+    }
+
+    /// The next record of a PG and the revision it replaces.
+    fn look_at(
+        &mut self,
+        view: &View,
+        pg: PgId,
+        now: Mono,
+        any_primary: bool,
+    ) -> Option<(PgRecord, Revision)> {
+        let pool = view.pools().get(&pg.pool).filter(|pool| !pool.removing)?;
+        let placed = self.targets.get(&pg.pool).and_then(|t| t.get(pg.index as usize));
+        let entry = view.pgs().get(&pg);
+        let target = placed.cloned().or_else(|| Some(entry?.record.target.clone()))?;
+        let held = self.held.range((pg, SliceId(0))..=(pg, SliceId(u64::MAX)));
+        let mut held: BTreeSet<SliceId> = held.map(|((_, slice), _)| *slice).collect();
+        let mut consent = false;
+        if let Some(primary) = entry.and_then(|e| e.record.primary)
+            && view.home(primary).is_some_and(|home| self.unreachable.contains(&home.node))
+        {
+            held.insert(primary);
+            consent = true;
+        }
+        let situation = Situation {
+            view,
+            pool,
+            target: &target,
+            settling: !self.settled,
+            held: &held,
+            restarted: self.restarted.contains(&pg),
+            consent,
+            any_primary,
+        };
+        let Some(entry) = entry else { return Some((situation.first()?, Revision(0))) };
+        let record = self.next_or_hand_over(&situation, pg, entry, now);
+        if record.is_none() && self.settled {
+            self.restarted.remove(&pg);
+        }
+        record.map(|record| (record, entry.revision))
+    }
+
+    fn next_or_hand_over(
+        &mut self,
+        situation: &Situation<'_>,
+        pg: PgId,
+        entry: &PgEntry,
+        now: Mono,
+    ) -> Option<PgRecord> {
+        if entry.record.primary.is_some() {
+            self.handing.remove(&pg); // the first half has not been written
+        }
+        if let Some(deadline) = self.handing.get(&pg) {
+            let all_up = entry.record.acting.iter().all(|s| situation.view.up(*s).is_some());
+            if now < *deadline && all_up {
+                return None;
+            }
+            self.handing.remove(&pg);
+            if all_up {
+                tracing::warn!(%pg, "no consent to a hand-over, its primary stays");
+                self.hand_overs_from = now.plus_ms(HAND_OVER_PAUSE_MS);
+            }
+        }
+        if let Some(next) = situation.next(entry) {
+            self.unpreferred.remove(&pg);
+            return Some(next);
+        }
+        if !situation.wants_hand_over(&entry.record) {
+            self.unpreferred.remove(&pg);
+            return None;
+        }
+        let since = *self.unpreferred.entry(pg).or_insert(now);
+        if now < since.plus_ms(HAND_OVER_AFTER_MS) || !self.may_hand_over(now) {
+            return None;
+        }
+        self.handing.insert(pg, now.plus_ms(CONSENT_MS));
+        Some(begin_hand_over(&entry.record))
+    }
+}
+
+/// Records that go into one transaction.
+#[derive(Default)]
+struct Bundle {
+    pgs: Vec<PgId>,
+    compares: Vec<Compare>,
+    writes: Vec<Write>,
+}
+
+impl Bundle {
+    fn add(&mut self, pg: PgId, record: &PgRecord, revision: Revision) {
+        let Some(write) = put_record(pg, record) else { return };
+        if revision == Revision(0) {
+            let exists = Compare::Exists { key: key::pool(pg.pool) };
+            if !self.compares.contains(&exists) {
+                self.compares.push(exists);
+            }
+        }
+        self.compares.push(Compare::ModRevision { key: key::pg(pg), revision });
+        self.writes.push(write);
+        self.pgs.push(pg);
+    }
+}
+
+/// The write of a PG's record. Serialising numbers and lists cannot fail.
+pub fn put_record(pg: PgId, record: &PgRecord) -> Option<Write> {
+    let value = serde_json::to_string(record).ok()?;
+    Some(Write::Put { key: key::pg(pg), value, lease: None })
+}
+
+/// A pool's rule, for those who want to know beforehand whether it can be placed.
+pub fn rule_of(pool: &Pool) -> Rule {
+    Rule {
+        copies: pool.copies,
+        pg_count: pool.pg_count,
+        failure_domain: pool.failure_domain,
+        seed: u64::from(pool.id.0),
+    }
+}

@@ -1,0 +1,401 @@
+//! How a node comes to take part and keeps its authority.
+//!
+//! ```text
+//! asking ──> waiting for slices ──> lease ──> writing /nodes/N and /live/N ──> waiting for the view ──> registered
+//!                                     ^                                                                  │
+//!                                     └──────────────────── lease lost: a new session ───────────────────┘
+//! ```
+//! Authority is counted from the moment a renewal was sent, less a margin for drift, and only when a
+//! linearizable read after the renewal still finds `/live/N` with this session: a lease that had run out
+//! and was created anew by the renewal itself gives none, because the key went with the old one.
+
+use crate::config::{ControlConfig, ControlError, DRIFT_MARGIN_PERCENT};
+use crate::planted::Bug;
+use placement::{Cluster, Live, Node, key};
+use reactor::{Mono, WallMs};
+use wire::control::{Compare, KeyValue, MetaReply, MetaRequest, Write};
+use wire::{Revision, SessionId};
+
+/// Pause after a failed step, in milliseconds.
+const RETRY_MS: u64 = 20;
+/// Renewals on their way at once: more are not worth sending, the first to succeed does it.
+const RENEWALS_MAX: u32 = 4;
+
+/// What an answer belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ask {
+    /// `Range` of `/cluster`.
+    Cluster,
+    /// `Txn` creating it.
+    CreateCluster,
+    /// `Range` of the node's record.
+    Node,
+    /// `Range` of the node's liveness.
+    Live,
+    /// `LeaseKeep` before the registration, sent then.
+    Grant(Mono),
+    /// The registration.
+    Register(Mono),
+    /// A renewal, sent then.
+    Renew(Mono, SessionId),
+    /// The read that confirms it.
+    Confirm(Mono, SessionId),
+    /// `/live/N` with other failed slices.
+    Failed,
+    /// `LeaseRevoke` of a clean stop.
+    Revoke,
+}
+
+/// What the owner is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Do {
+    /// Submit; the answer goes to `on_reply` with the same `Ask`.
+    Submit(Ask, MetaRequest),
+    /// The node is registered under this session: data cores get it, the lease and their PGs.
+    Registered(SessionId),
+    /// The session is over: data cores get the next one, and nothing else until it is registered.
+    Lost(SessionId),
+    /// Data cores may serve until then.
+    Authority(Mono),
+    /// The node cannot go on.
+    Fail(ControlError),
+    /// The lease is revoked, or could not be.
+    Revoked,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    Asking,
+    Waiting(Mono),
+    Granting,
+    Writing,
+    AwaitingView { revision: Revision, until: Mono },
+    Registered { revision: Revision },
+    Left,
+}
+
+/// See the module.
+pub struct Registrar {
+    step: Step,
+    session: SessionId,
+    cluster_known: bool,
+    node: Option<(Option<KeyValue>, Revision)>,
+    live: Option<(Option<Live>, Revision)>,
+    renewals: u32,
+    next_renewal: Mono,
+    /// The record to publish, once the data cores are ready.
+    record: Option<Node>,
+    failed: Vec<wire::SliceId>,
+    failed_written: Vec<wire::SliceId>,
+    failed_in_flight: bool,
+}
+
+impl Registrar {
+    /// Before anything.
+    pub fn new(session: SessionId) -> Self {
+        Self {
+            step: Step::Waiting(Mono(0)),
+            session,
+            cluster_known: false,
+            node: None,
+            live: None,
+            renewals: 0,
+            next_renewal: Mono(0),
+            record: None,
+            failed: Vec::new(),
+            failed_written: Vec::new(),
+            failed_in_flight: false,
+        }
+    }
+
+    /// The session in use.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Whether the node takes part.
+    pub fn is_registered(&self) -> bool {
+        matches!(self.step, Step::Registered { .. })
+    }
+
+    /// All data cores listen and all slices are open, or have failed.
+    pub fn ready(&mut self, record: Node) {
+        self.record = Some(record);
+    }
+
+    /// The slices that cannot serve.
+    pub fn set_failed(&mut self, failed: Vec<wire::SliceId>) {
+        self.failed = failed;
+    }
+
+    /// Does what is due. `seen` is the view's revision, `live` the session under `/live/N` in it.
+    pub fn on_tick(
+        &mut self,
+        config: &ControlConfig,
+        now: Mono,
+        seen: Revision,
+        live: Option<SessionId>,
+        fresh: SessionId,
+    ) -> Vec<Do> {
+        match self.step {
+            Step::Waiting(until) if now >= until => self.ask(config, now),
+            Step::AwaitingView { revision, until } if seen >= revision => {
+                self.step = Step::Registered { revision };
+                self.next_renewal = now;
+                let mut todo = vec![Do::Registered(self.session), Do::Authority(until)];
+                todo.extend(self.on_tick(config, now, seen, live, fresh));
+                todo
+            }
+            Step::Registered { revision } if seen >= revision && live != Some(self.session) => {
+                self.lost(config, now, fresh)
+            }
+            Step::Registered { .. } | Step::AwaitingView { .. } => self.renew(config, now),
+            _ => Vec::new(),
+        }
+    }
+
+    fn ask(&mut self, config: &ControlConfig, now: Mono) -> Vec<Do> {
+        let range = |key: String| MetaRequest::Range { prefix: key, limit: 1 };
+        if !self.cluster_known || self.node.is_none() || self.live.is_none() {
+            self.step = Step::Asking;
+            let mut todo = Vec::new();
+            if !self.cluster_known {
+                todo.push(Do::Submit(Ask::Cluster, range(key::CLUSTER.to_owned())));
+            }
+            todo.push(Do::Submit(Ask::Node, range(key::node(config.node))));
+            todo.push(Do::Submit(Ask::Live, range(key::live(config.node))));
+            self.node = None;
+            self.live = None;
+            return todo;
+        }
+        if self.record.is_none() {
+            self.step = Step::Waiting(now);
+            return Vec::new();
+        }
+        self.step = Step::Granting;
+        let keep = MetaRequest::LeaseKeep { lease: self.session.0, ttl_ms: config.lease_ttl_ms };
+        vec![Do::Submit(Ask::Grant(now), keep)]
+    }
+
+    fn lost(&mut self, config: &ControlConfig, now: Mono, fresh: SessionId) -> Vec<Do> {
+        tracing::warn!(node = %config.node, session = %self.session, "lease lost, registering again");
+        if !config.planted.has(Bug::KeepSessionAfterLostLease) {
+            self.session = fresh;
+        }
+        self.node = None;
+        self.live = None;
+        self.failed_written = Vec::new();
+        self.renewals = 0;
+        self.step = Step::Waiting(now);
+        vec![Do::Lost(self.session)]
+    }
+
+    fn renew(&mut self, config: &ControlConfig, now: Mono) -> Vec<Do> {
+        let mut todo = Vec::new();
+        if self.failed != self.failed_written && !self.failed_in_flight {
+            todo.extend(self.write_failed(config));
+        }
+        if now >= self.next_renewal && self.renewals < RENEWALS_MAX {
+            self.renewals += 1;
+            self.next_renewal = now.plus_ms(config.lease_renew_ms);
+            let request = MetaRequest::LeaseKeep { lease: self.session.0, ttl_ms: config.lease_ttl_ms };
+            todo.push(Do::Submit(Ask::Renew(now, self.session), request));
+        }
+        todo
+    }
+
+    fn live_value(&self) -> Option<String> {
+        serde_json::to_string(&Live { session: self.session, failed: self.failed.clone() }).ok()
+    }
+
+    /// Only while the key exists: written to a lease that is gone it would come back to life.
+    fn write_failed(&mut self, config: &ControlConfig) -> Option<Do> {
+        let key = key::live(config.node);
+        let value = self.live_value()?;
+        self.failed_in_flight = true;
+        self.failed_written = self.failed.clone();
+        let writes = vec![Write::Put { key: key.clone(), value, lease: Some(self.session.0) }];
+        Some(Do::Submit(Ask::Failed, MetaRequest::Txn { compares: vec![Compare::Exists { key }], writes }))
+    }
+
+    fn register(&mut self, config: &ControlConfig, sent: Mono) -> Option<Do> {
+        let record = serde_json::to_string(self.record.as_ref()?).ok()?;
+        let live = self.live_value()?;
+        let (node_revision, live_revision) = (self.node.as_ref()?.1, self.live.as_ref()?.1);
+        let (node_key, live_key) = (key::node(config.node), key::live(config.node));
+        self.failed_written = self.failed.clone();
+        self.step = Step::Writing;
+        let compares = vec![
+            Compare::Exists { key: key::CLUSTER.to_owned() },
+            Compare::ModRevision { key: node_key.clone(), revision: node_revision },
+            Compare::ModRevision { key: live_key.clone(), revision: live_revision },
+        ];
+        let lease = Some(self.session.0);
+        let writes = vec![
+            Write::Put { key: node_key, value: record, lease: None },
+            Write::Put { key: live_key, value: live, lease },
+        ];
+        Some(Do::Submit(Ask::Register(sent), MetaRequest::Txn { compares, writes }))
+    }
+
+    /// End of the authority that a renewal sent at `sent` gives.
+    fn until(config: &ControlConfig, sent: Mono, now: Mono) -> Mono {
+        if config.planted.has(Bug::LeaseWithoutMargin) {
+            return now.plus_ms(config.lease_ttl_ms);
+        }
+        sent.plus_ms(config.lease_ttl_ms * (100 - DRIFT_MARGIN_PERCENT) / 100)
+    }
+
+    /// An answer. `wall` dates a new cluster, `fresh` is a session that was never used.
+    pub fn on_reply(
+        &mut self,
+        config: &ControlConfig,
+        now: Mono,
+        wall: WallMs,
+        fresh: SessionId,
+        ask: Ask,
+        reply: MetaReply,
+    ) -> Vec<Do> {
+        let retry = Step::Waiting(now.plus_ms(RETRY_MS));
+        match (ask, reply) {
+            (Ask::Cluster, MetaReply::Range { items, .. }) => self.on_cluster(config, now, wall, items),
+            (Ask::CreateCluster, _) => {
+                self.step = Step::Waiting(now);
+                Vec::new()
+            }
+            (Ask::Node, MetaReply::Range { items, .. }) if self.step == Step::Asking => {
+                let item = items.into_iter().find(|item| item.key == key::node(config.node));
+                let revision = item.as_ref().map_or(Revision(0), |item| item.mod_revision);
+                self.node = Some((item, revision));
+                self.on_asked(config, now)
+            }
+            (Ask::Live, MetaReply::Range { items, .. }) if self.step == Step::Asking => {
+                let item = items.into_iter().find(|item| item.key == key::live(config.node));
+                let revision = item.as_ref().map_or(Revision(0), |item| item.mod_revision);
+                self.live = Some((item.and_then(|item| serde_json::from_str(&item.value).ok()), revision));
+                self.on_asked(config, now)
+            }
+            (Ask::Grant(sent), MetaReply::Lease { ttl_ms }) if self.step == Step::Granting => {
+                let next = if ttl_ms > 0 { self.register(config, sent) } else { None };
+                if next.is_none() {
+                    self.step = retry;
+                }
+                next.into_iter().collect()
+            }
+            (Ask::Register(sent), MetaReply::Applied { revision }) if self.step == Step::Writing => {
+                self.step = Step::AwaitingView { revision, until: Self::until(config, sent, now) };
+                Vec::new()
+            }
+            (Ask::Renew(sent, session), MetaReply::Lease { ttl_ms }) if session == self.session => {
+                if ttl_ms == 0 {
+                    return self.lost(config, now, fresh);
+                }
+                let request = MetaRequest::Range { prefix: key::live(config.node), limit: 1 };
+                vec![Do::Submit(Ask::Confirm(sent, session), request)]
+            }
+            (Ask::Confirm(sent, session), MetaReply::Range { items, .. }) if session == self.session => {
+                self.renewals = self.renewals.saturating_sub(1);
+                let live = items.into_iter().find(|item| item.key == key::live(config.node));
+                let live = live.and_then(|item| serde_json::from_str::<Live>(&item.value).ok());
+                if live.is_some_and(|live| live.session == session) {
+                    vec![Do::Authority(Self::until(config, sent, now))]
+                } else {
+                    self.lost(config, now, fresh)
+                }
+            }
+            (Ask::Renew(_, session) | Ask::Confirm(_, session), _) => {
+                if session == self.session {
+                    self.renewals = self.renewals.saturating_sub(1);
+                }
+                Vec::new()
+            }
+            (Ask::Failed, reply) => {
+                self.failed_in_flight = false;
+                if !matches!(reply, MetaReply::Applied { .. }) {
+                    self.failed_written = Vec::new(); // tried again if there is anything to tell
+                }
+                Vec::new()
+            }
+            (Ask::Revoke, _) => vec![Do::Revoked],
+            (Ask::Cluster | Ask::Node | Ask::Live, _) => {
+                if self.step == Step::Asking {
+                    self.step = retry;
+                }
+                Vec::new()
+            }
+            (Ask::Grant(_) | Ask::Register(_), _) => {
+                if matches!(self.step, Step::Granting | Step::Writing) {
+                    // A comparison may have failed: look again.
+                    (self.node, self.live) = (None, None);
+                    self.step = retry;
+                }
+                Vec::new()
+            }
+        }
+    }
+
+    fn on_cluster(
+        &mut self,
+        config: &ControlConfig,
+        now: Mono,
+        wall: WallMs,
+        items: Vec<KeyValue>,
+    ) -> Vec<Do> {
+        let item = items.into_iter().find(|item| item.key == key::CLUSTER);
+        let stored: Option<Cluster> = item.and_then(|item| serde_json::from_str(&item.value).ok());
+        match stored {
+            Some(cluster) if cluster.id == config.cluster => {
+                self.cluster_known = true;
+                self.on_asked(config, now)
+            }
+            Some(cluster) => {
+                let (own, theirs) = (config.cluster, cluster.id);
+                vec![Do::Fail(ControlError::OtherCluster { own, theirs })]
+            }
+            None if config.voters.iter().any(|voter| voter.node == config.node) => {
+                let cluster = Cluster { id: config.cluster, created_ms: wall.0 };
+                let Ok(value) = serde_json::to_string(&cluster) else { return Vec::new() };
+                let key = key::CLUSTER.to_owned();
+                let compares = vec![Compare::ModRevision { key: key.clone(), revision: Revision(0) }];
+                let writes = vec![Write::Put { key, value, lease: None }];
+                vec![Do::Submit(Ask::CreateCluster, MetaRequest::Txn { compares, writes })]
+            }
+            None => {
+                // The voters are about to create it.
+                self.step = Step::Waiting(now.plus_ms(RETRY_MS));
+                Vec::new()
+            }
+        }
+    }
+
+    fn on_asked(&mut self, config: &ControlConfig, now: Mono) -> Vec<Do> {
+        let (true, Some((node, _)), Some((live, _))) = (self.cluster_known, &self.node, &self.live) else {
+            return Vec::new();
+        };
+        let other = live.as_ref().is_some_and(|live| live.session != self.session);
+        if other
+            && let Some(node) = node.as_ref().and_then(|item| serde_json::from_str::<Node>(&item.value).ok())
+        {
+            // The predecessor of this process holds the same disks, so their lock says that it is gone.
+            let ours = |disk: &placement::Disk| config.disks.iter().any(|own| own.uuid == disk.uuid);
+            if !node.disks.is_empty() && !node.disks.iter().any(ours) {
+                let (host, control) = (node.host, node.control);
+                return vec![Do::Fail(ControlError::NodeInUse { node: config.node, host, control })];
+            }
+        }
+        self.step = Step::Waiting(now);
+        self.ask(config, now)
+    }
+
+    /// Ends the lease, so that others take over at once.
+    pub fn leave(&mut self) -> Do {
+        let was_registered =
+            matches!(self.step, Step::Registered { .. } | Step::AwaitingView { .. } | Step::Writing);
+        self.step = Step::Left;
+        if was_registered {
+            Do::Submit(Ask::Revoke, MetaRequest::LeaseRevoke { lease: self.session.0 })
+        } else {
+            Do::Revoked
+        }
+    }
+}

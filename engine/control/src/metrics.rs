@@ -1,0 +1,101 @@
+//! Metrics of the control core, in the node's registry.
+
+use prometheus::{Encoder, Gauge, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+/// The gauges. They are set from the core's state when `/metrics` is asked for.
+pub struct ControlMetrics {
+    pub(crate) term: IntGauge,
+    pub(crate) leader: IntGauge,
+    pub(crate) commit_index: IntGauge,
+    pub(crate) applied_index: IntGauge,
+    pub(crate) log_blocks_used: IntGauge,
+    pub(crate) revision: IntGauge,
+    pub(crate) meta_requests: IntGauge,
+    pub(crate) lease: Gauge,
+    pub(crate) registered: IntGauge,
+    pub(crate) connections: IntGauge,
+    pub(crate) subscribers: IntGauge,
+    pub(crate) closed: IntGaugeVec,
+    pub(crate) loop_lag: Gauge,
+    pub(crate) pgs: IntGaugeVec,
+    pub(crate) nodes: IntGaugeVec,
+    pub(crate) director_records: IntGauge,
+    pub(crate) director_conflicts: IntGauge,
+    pub(crate) unplaced_pools: IntGauge,
+    registry: Registry,
+}
+
+impl ControlMetrics {
+    /// Creates and registers them.
+    pub fn new(registry: &Registry, version: &str) -> Result<Self, prometheus::Error> {
+        let int = |name: &str, help: &str| {
+            let gauge = IntGauge::with_opts(Opts::new(name, help))?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let float = |name: &str, help: &str| {
+            let gauge = Gauge::with_opts(Opts::new(name, help))?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let labelled = |name: &str, help: &str, label: &str| {
+            let gauge = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let this = Self {
+            term: int("drystone_raft_term", "Raft term of this node's metadata voter, 0 when it is none.")?,
+            leader: int("drystone_raft_leader", "Whether this node leads the metadata group.")?,
+            commit_index: int("drystone_raft_commit_index", "Last committed entry of the metadata log.")?,
+            applied_index: int("drystone_raft_applied_index", "Last applied entry of the metadata log.")?,
+            log_blocks_used: int("drystone_raft_log_blocks", "Blocks of the metadata log in use.")?,
+            revision: int("drystone_meta_revision", "Metadata revision that this node has seen.")?,
+            meta_requests: int("drystone_meta_requests", "Metadata requests of this node under way.")?,
+            lease: float(
+                "drystone_lease_remaining_seconds",
+                "How long this node's primaries may still serve without another renewal.",
+            )?,
+            registered: int("drystone_registered", "Whether this node takes part in the cluster.")?,
+            connections: int("drystone_control_connections", "Accepted control connections.")?,
+            subscribers: int("drystone_control_subscribers", "Connections that watch the metadata.")?,
+            closed: labelled(
+                "drystone_control_closed_connections",
+                "Control connections closed by this node since start, by reason.",
+                "reason",
+            )?,
+            loop_lag: float(
+                "drystone_control_loop_lag_seconds",
+                "Greatest lateness of the control core's tick since the last scrape.",
+            )?,
+            pgs: labelled("drystone_pgs", "Placement groups this node is primary of, by state.", "state")?,
+            nodes: labelled("drystone_nodes", "Nodes known to this node, by state.", "state")?,
+            director_records: int(
+                "drystone_director_records",
+                "Placement group records written by this node's director since start.",
+            )?,
+            director_conflicts: int(
+                "drystone_director_conflicts",
+                "Transactions of this node's director refused because of a concurrent change.",
+            )?,
+            unplaced_pools: int(
+                "drystone_director_unplaced_pools",
+                "Pools that cannot be placed on the present nodes; known on the leader only.",
+            )?,
+            registry: registry.clone(),
+        };
+        labelled("drystone_build_info", "Software version; always 1.", "version")?
+            .with_label_values(&[version])
+            .set(1);
+        Ok(this)
+    }
+
+    /// Everything in the registry as Prometheus text.
+    pub fn text(&self) -> String {
+        let mut out = Vec::new();
+        let encoded = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        match encoded.map(|()| String::from_utf8(out)) {
+            Ok(Ok(text)) => text,
+            _ => String::new(),
+        }
+    }
+}
