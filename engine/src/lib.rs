@@ -1,3 +1,40 @@
-//! `engine`: the data core of a node: placement groups, replication, peering, recovery, over slice stores.
+//! `engine`: the data core of a node. It owns slices (crate `store`) and takes part in the placement groups
+//! whose members they are: as primary it orders and replicates client operations, as member it follows.
+//!
+//! A PG's record in the metadata store is the configuration; the control core sends it here with every
+//! change (`msg`), and everything done carries its epoch. Members obey one primary per epoch; a primary
+//! serves only while its node's lease lasts, and only after all acting members have promised its epoch and
+//! have been compared with it.
+//!
+//! It may know `wire`, `placement`, `store` and `reactor`'s traits. Start reading at `core` (tables, routing),
+//! then `append`, `commit` and `read` (the data path), `member` (the other side), `config_change`,
+//! `activate` and `peering` (from record to serving), `recovery` and `purge` (the background).
+
+mod activate;
+mod append;
+mod commit;
+mod config;
+mod config_change;
+mod core;
+mod hash;
+mod member;
+pub mod metrics;
 pub mod msg;
+mod op;
+mod peer;
+mod peering;
+mod pg;
+pub mod planted;
+mod purge;
+mod read;
+mod recovery;
+mod report;
+mod session;
+mod slab;
+mod slices;
+
+pub use crate::core::DataCore;
+pub use config::{DataCoreConfig, SliceConfig};
 pub use msg::CoreMsg;
+pub use planted::Planted;
+pub use report::PgState;

@@ -1,10 +1,10 @@
 //! What the control core and the data cores of a node tell each other over the mesh.
 //!
-//! Control only: no client data takes this way. Every message is a `Box<CoreMsg>` inside the mesh's
-//! `Box<dyn Any + Send>`.
+//! Control only: no client data takes this way. The mesh's `Box<dyn Any + Send>` holds the `CoreMsg`
+//! itself: `into_mesh` and `from_mesh` are the two ends.
 
 use placement::{PgRecord, Pool};
-use reactor::Mono;
+use reactor::{MeshMsg, Mono};
 use std::net::SocketAddr;
 use wire::{Epoch, NodeId, PgId, Revision, SessionId, SliceId};
 
@@ -88,6 +88,13 @@ pub enum CoreMsg {
         /// The bound address.
         addr: SocketAddr,
     },
+    /// This core could not listen: it can serve nobody.
+    ListenFailed {
+        /// The address wanted.
+        addr: SocketAddr,
+        /// Why, for a person.
+        error: String,
+    },
     /// A PG's condition changed.
     PgReport(PgReport),
     /// A member now holds every acknowledged write: add it to `in_sync` if the record is still at this
@@ -126,4 +133,16 @@ pub enum CoreMsg {
     },
     /// Everything is closed.
     Stopped,
+}
+
+impl CoreMsg {
+    /// As the mesh carries it.
+    pub fn into_mesh(self) -> MeshMsg {
+        Box::new(self)
+    }
+
+    /// From the mesh; a message of another type comes back.
+    pub fn from_mesh(msg: MeshMsg) -> Result<CoreMsg, MeshMsg> {
+        msg.downcast::<CoreMsg>().map(|msg| *msg)
+    }
 }

@@ -81,9 +81,10 @@ kinds! {
     Activate = 28,
     /// Its answer, sent once earlier sub-operations of the PG have reached the member's store.
     ActivateReply = 29,
-    /// Primary to member: list the PG's objects after `object` (all-zero: from the start).
+    /// Primary to member: list a part of the PG's objects from the cursor in `block` on (0: from the start).
     List = 30,
-    /// Its answer: `ListEntry`s in the payload; `blocks` = 1 when more follow.
+    /// Its answer: `ListEntry`s in the payload; `blocks` = 1 when more follow, from the cursor in `block` on;
+    /// the version's counter repeats the cursor asked for.
     ListReply = 31,
     /// Primary to member: read a whole object's present blocks (repair from a good copy).
     SubRead = 32,

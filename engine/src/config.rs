@@ -1,0 +1,84 @@
+//! How a data core is set up, and its bounds.
+
+use crate::metrics::CoreMetrics;
+use crate::planted::Planted;
+use reactor::DiskIndex;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use store::{SliceGeometry, StoreOptions};
+use wire::{ClusterId, NodeId};
+
+/// A slice that the core owns.
+#[derive(Clone, Copy, Debug)]
+pub struct SliceConfig {
+    /// The disk it lies on.
+    pub disk: DiskIndex,
+    /// Where on the disk.
+    pub geometry: SliceGeometry,
+}
+
+/// Everything a data core needs to know at start.
+#[derive(Clone)]
+pub struct DataCoreConfig {
+    /// The cluster; peers and clients of others are refused.
+    pub cluster: ClusterId,
+    /// The node this core is part of.
+    pub node: NodeId,
+    /// Where to listen; port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    /// The core's slices, at most `SLICES_MAX`.
+    pub slices: Vec<SliceConfig>,
+    /// Where to count; made with `CoreMetrics::new` for the same slices.
+    pub metrics: Arc<CoreMetrics>,
+    /// How the slice stores run.
+    pub store: StoreOptions,
+    /// A deliberate bug, for the simulator's proof that it sees.
+    pub planted: Planted,
+}
+
+/// Slices one core may own: their store tokens are numbered by a byte.
+pub const SLICES_MAX: usize = 128;
+/// Client operations of one connection that may be under way: several times any sensible depth, and few
+/// enough that all answers fit the connection's send queue (`reactor::SEND_QUEUE_FRAMES`).
+pub const CONN_OPS_MAX: u32 = 1024;
+/// Client operations of one core under way. Their sub-operations, one per member, must fit one peer
+/// connection's send queue beside recovery and peering.
+pub const CLIENT_OPS_MAX: usize = 2048;
+/// Sub-operations under way on one core as a member: what several peers with full queues can send. A
+/// peer that exceeds it is disconnected and sends again later.
+pub const SUB_OPS_MAX: usize = 16_384;
+/// Connections a core accepts: bounds the memory of strangers.
+pub const CONNS_MAX: usize = 16_384;
+/// Sessions whose last incarnation is remembered after their connection is gone: a delayed frame of an
+/// older connection must find it.
+pub const SESSIONS_MAX: usize = 32_768;
+/// PGs one core takes part in: thousands are normal, more is a broken map.
+pub const PGS_MAX: usize = 65_536;
+/// How long an accepted connection may take to say hello, in milliseconds.
+pub const HELLO_TIMEOUT_MS: u64 = 5_000;
+/// First pause before a peer is connected again, in milliseconds.
+pub const RECONNECT_MIN_MS: u64 = 10;
+/// Longest pause before a peer is connected again: a returning node is found within a quarter of the
+/// time that failover may take.
+pub const RECONNECT_MAX_MS: u64 = 250;
+/// Slots of a slice looked at in one step of a listing: some 10 to 20 ns each.
+pub const SCAN_SLOTS_PER_STEP: usize = 4096;
+/// Scanning steps after one event: bounds an event to about a millisecond.
+pub const SCAN_STEPS_PER_EVENT: usize = 4;
+/// Objects recovered at once in the background on one core while no client is waiting.
+pub const RECOVERY_PARALLEL: usize = 16;
+/// The same while clients are being served: recovery may cost them a fifth of their latency at most.
+pub const RECOVERY_PARALLEL_BUSY: usize = 2;
+/// Pause before an object that could not be recovered is tried again, in milliseconds.
+pub const RECOVERY_RETRY_MS: u64 = 1_000;
+/// Tombstones purged at once.
+pub const PURGE_PARALLEL: usize = 8;
+/// Shortest time between two reports of a PG whose counts change, in milliseconds.
+pub const REPORT_INTERVAL_MS: u64 = 200;
+/// Housekeeping: statistics, forgotten peers, repeated reports, in milliseconds.
+pub const TICK_MS: u64 = 1_000;
+/// How long `Stop` waits for operations in flight, in milliseconds.
+pub const STOP_LIMIT_MS: u64 = 500;
+/// Messages for the control core that may wait for room in the mesh before reports are dropped (they are
+/// repeated): several per PG.
+pub const OUTBOX_MAX: usize = 8_192;

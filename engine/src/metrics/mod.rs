@@ -1,0 +1,223 @@
+//! What a data core counts. One core writes, any thread reads: relaxed atomics without a locked
+//! instruction. `export` turns the counters of all cores into Prometheus families.
+
+mod export;
+
+pub use export::families;
+
+use crate::report::{PG_STATES, PgState};
+use reactor::Mono;
+use std::sync::atomic::{AtomicU64, Ordering};
+use wire::{SliceId, Status};
+
+/// A number that one core writes.
+#[derive(Default, Debug)]
+pub struct Cell64(AtomicU64);
+
+impl Cell64 {
+    /// Adds. A plain load and store: there is one writer.
+    #[inline]
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+    #[inline]
+    pub(crate) fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).saturating_sub(n), Ordering::Relaxed);
+    }
+    #[inline]
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+    /// The present value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper bounds of the latency buckets, in microseconds: from a local read to a stuck write.
+pub const LATENCY_BOUNDS_US: [u64; 18] = [
+    10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 2_000_000, 5_000_000,
+];
+
+/// A latency histogram with fixed buckets.
+#[derive(Default, Debug)]
+pub struct Latency {
+    buckets: [Cell64; LATENCY_BOUNDS_US.len() + 1],
+    sum_ns: Cell64,
+}
+
+impl Latency {
+    #[inline]
+    pub(crate) fn record(&self, ns: u64) {
+        let at = LATENCY_BOUNDS_US.iter().position(|&us| ns <= us * 1000).unwrap_or(LATENCY_BOUNDS_US.len());
+        if let Some(bucket) = self.buckets.get(at) {
+            bucket.add(1);
+        }
+        self.sum_ns.add(ns);
+    }
+
+    /// Samples so far.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(Cell64::get).sum()
+    }
+}
+
+/// Operations that are counted apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpClass {
+    /// A client's read.
+    Read,
+    /// A client's write.
+    Write,
+    /// A client's discard or write-zeroes.
+    Zero,
+    /// A client's removal of an object.
+    Delete,
+    /// A primary's write, zero or delete, applied here as a member.
+    SubWrite,
+    /// A recovery push, delete or purge, applied here as a member.
+    SubPush,
+    /// A whole object read here for another node's repair.
+    SubRead,
+    /// A page of a PG's object list.
+    List,
+}
+
+/// Operation classes and their label values, in the order of `CoreMetrics::ops`.
+pub const OP_CLASSES: [(OpClass, &str); 8] = [
+    (OpClass::Read, "read"),
+    (OpClass::Write, "write"),
+    (OpClass::Zero, "zero"),
+    (OpClass::Delete, "delete"),
+    (OpClass::SubWrite, "sub_write"),
+    (OpClass::SubPush, "sub_push"),
+    (OpClass::SubRead, "sub_read"),
+    (OpClass::List, "list"),
+];
+
+/// Counters of one class of operations.
+#[derive(Default, Debug)]
+pub struct OpMetrics {
+    /// Answered with `Ok`.
+    pub ok: Cell64,
+    /// Answered with anything else that a retry cures.
+    pub retry: Cell64,
+    /// Answered with an error.
+    pub error: Cell64,
+    /// Payload bytes of those answered with `Ok`.
+    pub bytes: Cell64,
+    /// From arrival to answer, of those answered with `Ok`.
+    pub latency: Latency,
+}
+
+impl OpMetrics {
+    #[inline]
+    pub(crate) fn done(&self, status: Status, bytes: u64, started: Mono, now: Mono) {
+        if status == Status::Ok {
+            self.ok.add(1);
+            self.bytes.add(bytes);
+            self.latency.record(now.since(started));
+        } else if status.is_retryable() {
+            self.retry.add(1);
+        } else {
+            self.error.add(1);
+        }
+    }
+}
+
+/// Numbers of one slice.
+#[derive(Default, Debug)]
+pub struct SliceMetrics {
+    /// Which, as text for the label.
+    pub slice: SliceId,
+    /// 1 while it is open.
+    pub open: Cell64,
+    /// Bytes it can hold.
+    pub size_bytes: Cell64,
+    /// Bytes in use.
+    pub used_bytes: Cell64,
+    /// Objects.
+    pub objects: Cell64,
+    /// Bytes of memory its index and caches hold.
+    pub memory_bytes: Cell64,
+    /// Reads that met a bad checksum.
+    pub corrupt: Cell64,
+    /// Mutations handed to the store.
+    pub writes: Cell64,
+    /// Reads handed to the store.
+    pub reads: Cell64,
+    /// Operations that failed on the device.
+    pub failures: Cell64,
+}
+
+/// Everything one data core counts.
+#[derive(Default, Debug)]
+pub struct CoreMetrics {
+    /// By class, see `OP_CLASSES`.
+    pub ops: [OpMetrics; OP_CLASSES.len()],
+    /// Its slices.
+    pub slices: Vec<SliceMetrics>,
+    /// PGs this core is primary of, by state, see `PG_STATES`.
+    pub pg_states: [Cell64; PG_STATES.len()],
+    /// PGs this core only follows.
+    pub pgs_followed: Cell64,
+    /// Client operations in flight.
+    pub client_ops: Cell64,
+    /// Of these, operations that wait for another operation, a recovery or an activation.
+    pub client_ops_waiting: Cell64,
+    /// Sub-operations in flight as a member.
+    pub sub_ops: Cell64,
+    /// Client and peer connections accepted and open.
+    pub connections: Cell64,
+    /// Connections to peers that are up.
+    pub peers_up: Cell64,
+    /// Connections closed because a newer one of the same session said hello.
+    pub fenced: Cell64,
+    /// Requests refused because of an older epoch.
+    pub stale_epochs: Cell64,
+    /// Sub-operations sent again after a reconnection.
+    pub resent: Cell64,
+    /// Objects pushed to members.
+    pub recovered_objects: Cell64,
+    /// Bytes pushed to members.
+    pub recovered_bytes: Cell64,
+    /// Local copies rewritten from another member after a bad read.
+    pub repaired: Cell64,
+    /// Members reported as out of sync.
+    pub out_of_sync: Cell64,
+    /// Tombstones purged.
+    pub purged: Cell64,
+    /// Object copies still to be recovered.
+    pub missing: Cell64,
+    /// Bytes of the core's arena in use.
+    pub buffer_used_bytes: Cell64,
+    /// Bytes of the core's arena.
+    pub buffer_bytes: Cell64,
+}
+
+impl CoreMetrics {
+    /// Counters for a core that owns these slices.
+    pub fn new(slices: &[SliceId]) -> Self {
+        Self {
+            slices: slices.iter().map(|&slice| SliceMetrics { slice, ..Default::default() }).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[inline]
+    pub(crate) fn op(&self, class: OpClass) -> &OpMetrics {
+        // The array has one entry per class, in the order of the enumeration.
+        match self.ops.get(class as usize) {
+            Some(op) => op,
+            None => {
+                let [first, ..] = &self.ops;
+                first
+            }
+        }
+    }
+
+    pub(crate) fn pg_state(&self, state: PgState) -> Option<&Cell64> {
+        self.pg_states.get(state as usize)
+    }
+}

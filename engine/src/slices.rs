@@ -1,0 +1,267 @@
+//! The core's slices: opening their stores, giving them their completions, hearing their events.
+
+use crate::config::SliceConfig;
+use crate::core::{DataCore, TOKEN_SLICES, ticket};
+use crate::msg::CoreMsg;
+use crate::slab::{KEY_BITS, Key};
+use placement::SliceStat;
+use reactor::{ConnId, DiskError, DiskIndex, DiskOp, Env, Frame, Token};
+use std::collections::VecDeque;
+use store::{SliceStore, StoreError, StoreEvent, TokenRange};
+use wire::SliceId;
+
+/// Disk operations one store may have in flight: twice its reads, so that reads of several parts and the
+/// commits beside them find tokens.
+const TOKENS_PER_SLICE: u32 = 4096;
+
+/// Where a slice stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum SliceLife {
+    Opening,
+    Open,
+    /// It cannot serve, and why.
+    Failed(String),
+    Closed,
+}
+
+/// A slice of this core.
+pub(crate) struct SliceState {
+    pub(crate) id: SliceId,
+    config: SliceConfig,
+    tokens: TokenRange,
+    pub(crate) store: Option<SliceStore>,
+    pub(crate) life: SliceLife,
+    /// Sub-operations that wait for room in the store, in order; later ones queue behind.
+    pub(crate) parked: VecDeque<(ConnId, Frame)>,
+    /// Something was submitted since the last flush.
+    pub(crate) has_unflushed: bool,
+    reported: Option<SliceStat>,
+}
+
+impl SliceState {
+    pub(crate) fn new(at: usize, config: &SliceConfig) -> Self {
+        let first = u64::from(TOKEN_SLICES + at as u8) << KEY_BITS;
+        Self {
+            id: config.geometry.slice,
+            config: *config,
+            tokens: TokenRange { first, count: TOKENS_PER_SLICE },
+            store: None,
+            life: SliceLife::Opening,
+            parked: VecDeque::new(),
+            has_unflushed: false,
+            reported: None,
+        }
+    }
+
+    pub(crate) fn disk(&self) -> DiskIndex {
+        self.config.disk
+    }
+
+    /// The open store, for an operation that the next flush sends out.
+    pub(crate) fn open_store(&mut self) -> Result<&mut SliceStore, StoreError> {
+        match (&self.life, &mut self.store) {
+            (SliceLife::Open, Some(store)) => {
+                self.has_unflushed = true;
+                Ok(store)
+            }
+            (SliceLife::Failed(_), _) => Err(StoreError::Io),
+            _ => Err(StoreError::NotOpen),
+        }
+    }
+
+    pub(crate) fn close(&mut self, env: &mut dyn Env) {
+        match (&self.life, &mut self.store) {
+            (SliceLife::Open, Some(store)) => {
+                store.close(env);
+                self.has_unflushed = true;
+            }
+            (SliceLife::Opening, Some(store)) => {
+                store.close(env);
+                self.life = SliceLife::Closed;
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.life, SliceLife::Closed | SliceLife::Failed(_)) || self.store.is_none()
+    }
+
+    fn stat(&self) -> SliceStat {
+        let stats = self.store.as_ref().map(SliceStore::stats).unwrap_or_default();
+        SliceStat {
+            size_bytes: stats.used_bytes + stats.free_bytes,
+            used_bytes: stats.used_bytes,
+            objects: stats.objects - stats.tombstones.min(stats.objects),
+            state: match &self.life {
+                SliceLife::Opening => "opening".to_owned(),
+                SliceLife::Open => "open".to_owned(),
+                SliceLife::Failed(why) => format!("failed: {why}"),
+                SliceLife::Closed => "closed".to_owned(),
+            },
+        }
+    }
+}
+
+impl DataCore {
+    pub(crate) fn open_slices(&mut self, env: &mut dyn Env) {
+        for slice in &mut self.slices {
+            let mut options = self.config.store;
+            options.cluster = Some(self.config.cluster);
+            slice.store = Some(SliceStore::open(env, slice.config.disk, slice.config.geometry, options, slice.tokens));
+            slice.has_unflushed = true;
+        }
+    }
+
+    /// The store of the slice at `at`, for an operation.
+    pub(crate) fn store(&mut self, at: usize) -> Result<&mut SliceStore, StoreError> {
+        self.slices.get_mut(at).ok_or(StoreError::NotOpen)?.open_store()
+    }
+
+    /// The same for looking things up only.
+    pub(crate) fn store_ref(&self, at: usize) -> Option<&SliceStore> {
+        self.slices.get(at)?.store.as_ref()
+    }
+
+    pub(crate) fn disk_done(&mut self, env: &mut dyn Env, token: Token, result: Result<(), DiskError>, op: DiskOp) {
+        let Some(at) = ((token.0 >> KEY_BITS) as u8).checked_sub(TOKEN_SLICES) else { return };
+        let at = usize::from(at);
+        let Some(slice) = self.slices.get_mut(at) else { return };
+        let Some(store) = slice.store.as_mut() else { return };
+        store.on_event(env, token, result, op);
+        slice.has_unflushed = true;
+        self.drain_store(env, at);
+    }
+
+    /// Flushes every store that was given something; true when that brought events.
+    pub(crate) fn flush_stores(&mut self, env: &mut dyn Env) -> bool {
+        let mut any = false;
+        for at in 0..self.slices.len() {
+            let Some(slice) = self.slices.get_mut(at) else { continue };
+            if !slice.has_unflushed {
+                continue;
+            }
+            slice.has_unflushed = false;
+            if let Some(store) = slice.store.as_mut() {
+                store.flush(env);
+            }
+            any |= self.drain_store(env, at);
+        }
+        any
+    }
+
+    fn drain_store(&mut self, env: &mut dyn Env, at: usize) -> bool {
+        let mut any = false;
+        while let Some(event) = self.slices.get_mut(at).and_then(|s| s.store.as_mut()).and_then(SliceStore::poll) {
+            any = true;
+            self.store_event(env, at, event);
+        }
+        any
+    }
+
+    fn store_event(&mut self, env: &mut dyn Env, at: usize, event: StoreEvent) {
+        match event {
+            StoreEvent::Done { ticket, result } => {
+                let (class, key) = Key::untag(ticket);
+                if let Err(error) = result {
+                    self.store_failure(env, at, error);
+                }
+                match class {
+                    ticket::OP => self.local_done(env, key, result),
+                    ticket::SUB => self.sub_done(env, key, result),
+                    ticket::HEAL_STORE => self.heal_stored(env, key, result),
+                    _ => {}
+                }
+            }
+            StoreEvent::Read { ticket, result } => {
+                let (_, key) = Key::untag(ticket);
+                if let Err(error) = &result {
+                    self.store_failure(env, at, *error);
+                }
+                self.read_done(env, key, result);
+            }
+            StoreEvent::Object { ticket, result } => {
+                let (class, key) = Key::untag(ticket);
+                if let Err(error) = &result {
+                    self.store_failure(env, at, *error);
+                }
+                match class {
+                    ticket::HEAL_READ => self.heal_read_done(env, key, result),
+                    ticket::SUB => self.sub_read_done(env, key, result),
+                    _ => {}
+                }
+            }
+            StoreEvent::Opened(result) => self.slice_opened(env, at, result),
+            StoreEvent::Closed(_) => {
+                if let Some(slice) = self.slices.get_mut(at) {
+                    slice.life = SliceLife::Closed;
+                }
+            }
+        }
+    }
+
+    fn slice_opened(&mut self, env: &mut dyn Env, at: usize, result: Result<store::OpenReport, store::OpenError>) {
+        let Some(slice) = self.slices.get_mut(at) else { return };
+        if slice.life != SliceLife::Opening {
+            return;
+        }
+        let id = slice.id;
+        let result = match result {
+            Ok(report) => {
+                tracing::info!(slice = %id, objects = report.objects, commits = report.commits, "slice is open");
+                slice.life = SliceLife::Open;
+                let stats = slice.stat();
+                Ok(stats.size_bytes)
+            }
+            Err(error) => {
+                tracing::error!(slice = %id, disk = slice.disk().0, %error, "slice does not open");
+                slice.life = SliceLife::Failed(error.to_string());
+                Err(error.to_string())
+            }
+        };
+        self.tell(CoreMsg::SliceOpened { slice: id, result });
+        self.reconsider_all(env);
+    }
+
+    /// Looks at a store's error: when the store itself has stopped, the slice has failed.
+    fn store_failure(&mut self, env: &mut dyn Env, at: usize, error: StoreError) {
+        let Some(slice) = self.slices.get_mut(at) else { return };
+        if let Some(metrics) = self.metrics.slices.get(at) {
+            match error {
+                StoreError::Corrupt => metrics.corrupt.add(1),
+                StoreError::Busy | StoreError::NotOpen => {}
+                _ => metrics.failures.add(1),
+            }
+        }
+        if !matches!(error, StoreError::Failed(_) | StoreError::Damaged) || slice.life != SliceLife::Open {
+            return;
+        }
+        let id = slice.id;
+        tracing::error!(slice = %id, disk = slice.disk().0, %error, "slice has failed");
+        slice.life = SliceLife::Failed(error.to_string());
+        self.tell(CoreMsg::SliceOpened { slice: id, result: Err(error.to_string()) });
+        self.slice_stats();
+        self.slice_failed(env, at);
+    }
+
+    /// Reports every slice whose numbers changed.
+    pub(crate) fn slice_stats(&mut self) {
+        for at in 0..self.slices.len() {
+            let Some(slice) = self.slices.get_mut(at) else { continue };
+            let stat = slice.stat();
+            let memory = slice.store.as_ref().map(SliceStore::stats).unwrap_or_default();
+            if let Some(metrics) = self.metrics.slices.get(at) {
+                metrics.open.set(u64::from(slice.life == SliceLife::Open));
+                metrics.size_bytes.set(stat.size_bytes);
+                metrics.used_bytes.set(stat.used_bytes);
+                metrics.objects.set(stat.objects);
+                metrics.memory_bytes.set(memory.index_bytes + memory.overlay_bytes + memory.cache_bytes);
+            }
+            if slice.reported.as_ref() != Some(&stat) {
+                slice.reported = Some(stat.clone());
+                let slice = slice.id;
+                self.tell(CoreMsg::SliceStat { slice, stat });
+            }
+        }
+    }
+}
