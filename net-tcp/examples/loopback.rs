@@ -107,6 +107,73 @@ impl Service for Client {
     }
 }
 
+/// The same round trip with two threads and blocking sockets: the yardstick of this very moment.
+#[allow(clippy::disallowed_methods, reason = "the plain way, to compare with")]
+fn plain(cpu: usize, bytes: usize, ops: u64) {
+    use std::io::{Read, Write};
+    let pin = move || {
+        // SAFETY: cpu_set_t is plain data; the call reads it.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+        }
+    };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    let (cpu_before, wall) = (cpu_us(), std::time::Instant::now());
+    let server = std::thread::spawn(move || {
+        pin();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut buf = vec![0; bytes];
+        while stream.read_exact(&mut buf).is_ok() {
+            stream.write_all(&buf).unwrap();
+        }
+    });
+    let client = std::thread::spawn(move || {
+        pin();
+        let mut stream = std::net::TcpStream::connect(at).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut buf = vec![0; bytes];
+        for _ in 0..ops {
+            stream.write_all(&buf).unwrap();
+            stream.read_exact(&mut buf).unwrap();
+        }
+    });
+    client.join().unwrap();
+    server.join().unwrap();
+    let us = wall.elapsed().as_secs_f64() * 1e6 / ops as f64;
+    println!(
+        "plain ping-pong of {bytes} bytes: {us:.1} us, {:.2} us CPU",
+        (cpu_us() - cpu_before) / ops as f64
+    );
+}
+
+/// An idle node of one data core and a control core: its memory.
+#[allow(clippy::disallowed_methods, reason = "a benchmark of the real loop")]
+fn idle(cpu: usize) {
+    let shared = Arc::new(Shared::default());
+    let plans = [CoreId(0), wire::CONTROL_CORE].map(|core| {
+        let shared = shared.clone();
+        CorePlan {
+            core,
+            cpu: Cpu::Pinned(cpu),
+            options: CoreOptions::default(),
+            transport: Box::new(net_tcp::TcpTransport::boxed),
+            service: Box::new(move || Box::new(Server { shared, payload: 0 })),
+        }
+    });
+    let before = cpu_us();
+    let running = launch(plans.into()).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let rss = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or("");
+    println!("idle node of two cores: {rss}, {:.2} % CPU", (cpu_us() - before) / 2e6 * 100.0);
+    shared.stop.store(true, Ordering::Relaxed);
+    running.join().unwrap();
+}
+
 /// Random 4 KiB operations on one disk at a fixed depth.
 struct Grind {
     shared: Arc<Shared>,
@@ -248,7 +315,12 @@ fn main() {
     let (first, last) = (cpus[0], cpus[cpus.len() - 1]);
     let args: Vec<String> = std::env::args().skip(1).collect();
     let wants = |what: &str| args.is_empty() || args.iter().any(|arg| arg == what);
+    if wants("idle") {
+        idle(first);
+    }
     if wants("pingpong") {
+        plain(first, 128, 200_000);
+        plain(first, 4096, 200_000);
         for (depth, payload, ops) in
             [(1, 0, 200_000), (1, 4096, 200_000), (128, 4096, 500_000), (16, 128 << 10, 50_000)]
         {

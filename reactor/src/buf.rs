@@ -29,7 +29,7 @@ pub struct Arena(Rc<Inner>);
 
 struct Inner {
     base: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
     blocks: u32,
     /// Per order, block numbers of free runs (may hold stale entries; `order_of` is the truth).
     free: RefCell<[Vec<u32>; ORDERS]>,
@@ -44,9 +44,9 @@ const NONE: u8 = 0x7f;
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this very layout, and every `IoBuf` into it
-        // holds an `Rc` to this `Inner`, so none is left.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+        // SAFETY: `base` came from `mmap` with this very length, and every `IoBuf` into it holds an `Rc`
+        // to this `Inner`, so none is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
 
@@ -55,9 +55,22 @@ impl Arena {
     pub fn new(bytes: usize) -> Result<Self, NoBuffers> {
         let run = BLOCK_BYTES << (ORDERS - 1);
         let bytes = bytes.max(run).div_ceil(run) * run;
-        let layout = Layout::from_size_align(bytes, BLOCK_BYTES).map_err(|_| NoBuffers)?;
-        // SAFETY: the layout's size is not zero.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(NoBuffers)?;
+        // A mapping, not the allocator: that would write zeroes over all of it, and so take all of it.
+        // SAFETY: a fresh anonymous mapping touches nothing that exists.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(NoBuffers);
+        }
+        let base = NonNull::new(base.cast::<u8>()).ok_or(NoBuffers)?;
         let blocks = (bytes / BLOCK_BYTES) as u32;
         let state: Box<[Cell<u8>]> = (0..blocks).map(|_| Cell::new(NONE)).collect();
         let mut free: [Vec<u32>; ORDERS] = std::array::from_fn(|_| Vec::new());
@@ -76,7 +89,7 @@ impl Arena {
         }
         Ok(Self(Rc::new(Inner {
             base,
-            layout,
+            bytes,
             blocks,
             free: RefCell::new(free),
             state,
@@ -87,7 +100,7 @@ impl Arena {
 
     /// Start and length of the memory, for registration with the kernel or a network card.
     pub fn region(&self) -> (*mut u8, usize) {
-        (self.0.base.as_ptr(), self.0.layout.size())
+        (self.0.base.as_ptr(), self.0.bytes)
     }
 
     /// Bytes in use and in all.
