@@ -139,6 +139,11 @@ impl Bitmap {
         Some(best)
     }
 
+    /// Lets the next search begin at `at`.
+    pub(crate) fn set_cursor(&mut self, at: u64) {
+        self.cursor = at;
+    }
+
     /// Takes the run that starts exactly at `start`, which must be used by the caller already or free:
     /// used to grow a run that is held. Returns how many of up to `want` blocks were free and are taken.
     pub(crate) fn take_at(&mut self, start: u64, want: u64) -> u64 {

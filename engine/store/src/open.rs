@@ -549,6 +549,7 @@ impl SliceStore {
         self.log.head = Run { start: o.next, len: 1 };
         let want = (self.space.free_blocks() / 32).min(1023);
         self.log.head.len += self.space.take_at(o.next + 1, want);
+        self.space.set_cursor(self.log.head.start + self.log.head.len);
         self.log.next_number = o.last + 1;
         self.log.durable = o.last;
         self.log.named = o.last;

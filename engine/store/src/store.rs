@@ -17,6 +17,9 @@ use crate::superblock::SliceSuper;
 use crate::types::*;
 use crate::write::Log;
 
+/// Buffers a fresh vector has room for: a usual batch, so that vectors stop growing early.
+const VEC_BUFS: usize = 64;
+
 /// What a device operation in flight is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum OpKind {
@@ -420,7 +423,7 @@ impl SliceStore {
 
     /// An empty vector for buffers.
     pub(crate) fn take_vec(&mut self) -> Vec<IoBuf> {
-        self.vecs.pop().unwrap_or_default()
+        self.vecs.pop().unwrap_or_else(|| Vec::with_capacity(VEC_BUFS))
     }
 
     /// Takes a vector back.

@@ -484,7 +484,7 @@ impl SliceStore {
             self.vecs.extend(spare);
             return;
         }
-        let mut bufs = spare.unwrap_or_default();
+        let mut bufs = spare.unwrap_or_else(|| Vec::with_capacity(OBJECT_BLOCKS));
         bufs.push(buf);
         commit.pieces.push(Piece { addr, blocks, bufs });
     }

@@ -52,6 +52,8 @@ pub struct TestEnv {
     pub fail_writes: bool,
     pub fail_reads: bool,
     pub queue_max: usize,
+    /// Forget blocks of data, keep those of the format: for sizes that memory does not hold.
+    pub drop_data: bool,
     pub writes: u64,
     pub reads: u64,
     pub bytes_written: u64,
@@ -71,6 +73,7 @@ impl TestEnv {
             fail_writes: false,
             fail_reads: false,
             queue_max: 4096,
+            drop_data: false,
             writes: 0,
             reads: 0,
             bytes_written: 0,
@@ -137,6 +140,15 @@ impl TestEnv {
                 self.read_bytes(offset, to);
             }
             DiskOp::Write { offset, bufs, durable } => {
+                if self.drop_data {
+                    let chunks = bufs.iter().flat_map(|b| b.as_slice().chunks(B));
+                    for (block, bytes) in (*offset / B as u64..).zip(chunks) {
+                        if bytes.starts_with(b"DRY") {
+                            self.stable.insert(block, bytes.into());
+                        }
+                    }
+                    return Some((token, result, op));
+                }
                 for (block, bytes) in Self::blocks_of(*offset, bufs) {
                     if *durable || self.kind.write_through {
                         self.cached.remove(&block);
