@@ -32,6 +32,10 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
+## make header: write client/native/include/drystone.h anew; a test checks that it is up to date.
+header:
+	DRYSTONE_WRITE_HEADER=1 $(CARGO) test -p drystone --test it the_header_is_up_to_date
+
 .PHONY: tools
 tools:
 	@deploy/install-tools
