@@ -109,6 +109,9 @@ impl Collector for LoopCollector {
     }
 }
 
+/// Families of the data cores that the control core publishes for the whole node: a name may appear once.
+const OF_THE_CONTROL_CORE: [&str; 1] = ["drystone_pgs"];
+
 /// The data cores' counters, read when they are asked for.
 pub struct DataCollector {
     cores: Vec<(CoreId, Arc<CoreMetrics>)>,
@@ -118,7 +121,7 @@ pub struct DataCollector {
 impl DataCollector {
     /// For the data cores of one node.
     pub fn new(cores: Vec<(CoreId, Arc<CoreMetrics>)>) -> prometheus::Result<Self> {
-        let descs = families(&cores)
+        let descs = own_families(&cores)
             .iter()
             .map(|family| {
                 let (name, help) = (family.name().to_string(), family.help().to_string());
@@ -135,8 +138,14 @@ impl Collector for DataCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        families(&self.cores)
+        own_families(&self.cores)
     }
+}
+
+fn own_families(cores: &[(CoreId, Arc<CoreMetrics>)]) -> Vec<MetricFamily> {
+    let mut all = families(cores);
+    all.retain(|family| !OF_THE_CONTROL_CORE.contains(&family.name()));
+    all
 }
 
 #[cfg(test)]
