@@ -169,7 +169,7 @@ impl Index {
     }
 
     fn shard_of(&self, hash: u64) -> usize {
-        (((hash >> 20) & 0xffff_ffff) * self.shards.len() as u64 >> 32) as usize
+        ((((hash >> 20) & 0xffff_ffff) * self.shards.len() as u64) >> 32) as usize
     }
 
     /// The slot of an object, live or tombstone.

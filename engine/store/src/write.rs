@@ -588,7 +588,9 @@ impl SliceStore {
     /// Something durable says that commits up to `named` are durable: what they superseded is free.
     pub(crate) fn release_named(&mut self, named: u64) {
         self.log.named = self.log.named.max(named);
-        while let Some((_, block)) = self.log.released.pop_front_if(|(commit, _)| *commit <= named) {
+        while let Some((_, block)) = self.log.released.front().copied().filter(|(commit, _)| *commit <= named)
+        {
+            self.log.released.pop_front();
             self.free_superseded(block);
             self.log.want_space = false;
         }

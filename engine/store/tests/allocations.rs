@@ -1,4 +1,5 @@
 //! No heap allocation per operation once warm.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::*;
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,4 +1,5 @@
 //! One operation at a time.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::*;
 use reactor::*;

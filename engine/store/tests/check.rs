@@ -1,4 +1,5 @@
 //! The offline check finds what was damaged, says where, and repairs superblocks.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::*;
 use store::*;

@@ -1,5 +1,6 @@
 //! Power cuts: whatever a cut leaves, the slice opens, holds every acknowledged mutation, and a prefix of
 //! those that were not.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::model::{Shape, run};
 use common::*;

@@ -1,4 +1,5 @@
 //! Figures the design promises: bytes written per byte, memory per object.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::*;
 use store::*;

@@ -1,4 +1,5 @@
 //! Full is a state: overwrites and deletes go on, and space comes back.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::*;
 use store::*;

@@ -1,4 +1,5 @@
 //! Offsets past 4 GiB, 2^32 blocks and 16 TiB on a sparse disk.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::*;
 use store::*;

@@ -1,5 +1,6 @@
 //! Every planted bug is noticed by the crash model (`--features planted`).
 #![cfg(feature = "planted")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod common;
 use common::model::{Shape, run};
 use common::*;

@@ -1,5 +1,5 @@
 //! A disk in memory whose power can be cut, and an environment around it.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 pub mod model;
 

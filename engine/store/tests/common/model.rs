@@ -1,5 +1,5 @@
 //! Random operations against a model, power cuts included.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use super::*;
 
@@ -341,12 +341,12 @@ impl Run {
             apply(&mut now[*o], op, *at);
             k += 1;
         }
-        for o in 0..self.base.len() {
+        for (o, expected) in now.iter().enumerate() {
             let id = object(o as u64 % 3, o as u64);
             let found = read_now(&mut self.env, &mut self.store, id, 0, 32)
                 .map_err(|e| format!("object {o} after opening: {e}"))?;
-            if found != now[o].blocks {
-                return Err(format!("object {o} reads {found:?}, expected {:?}", now[o].blocks));
+            if found != expected.blocks {
+                return Err(format!("object {o} reads {found:?}, expected {:?}", expected.blocks));
             }
         }
         self.base = now;
