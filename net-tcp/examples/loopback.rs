@@ -1,7 +1,7 @@
 //! Measures the loop on this machine: TCP ping-pong between two cores, and 4 KiB disk operations.
 //!
-//! `cargo run --release -p net-tcp --example loopback -- pingpong|disk [options]`; without a command all
-//! run. Pin it with `taskset -c 1` for the one-core setting. CPU is user + system of this process, which
+//! `cargo run --release -p net-tcp --example loopback -- [idle] [pp1] [pingpong] [cross] [disk] [/dev/…]`;
+//! without a word all run but the device (which is overwritten). Pin it with `taskset -c 1` for the one-core setting. CPU is user + system of this process, which
 //! holds both ends.
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
@@ -317,6 +317,10 @@ fn main() {
     let wants = |what: &str| args.is_empty() || args.iter().any(|arg| arg == what);
     if wants("idle") {
         idle(first);
+    }
+    if wants("pp1") {
+        plain(first, 4096, 200_000);
+        pingpong(1, 4096, 300_000, [first, first]);
     }
     if wants("pingpong") {
         plain(first, 128, 200_000);
