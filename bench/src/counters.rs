@@ -1,0 +1,69 @@
+//! The nodes' own counters, from their metrics pages.
+
+use cli::error::CliError;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Longest wait for a metrics page.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Sums over the data cores of all nodes.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Counters {
+    /// `io_uring_enter` calls.
+    pub enters: f64,
+    /// Heap allocations of data cores' threads.
+    pub allocations: f64,
+}
+
+impl Counters {
+    /// Adds what a node's page says.
+    pub fn add(&mut self, page: &str) {
+        self.enters += data_core_sum(page, "drystone_loop_enters_total");
+        self.allocations += data_core_sum(page, "drystone_heap_allocations_total");
+    }
+
+    /// The difference to an earlier reading.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self { enters: self.enters - earlier.enters, allocations: self.allocations - earlier.allocations }
+    }
+}
+
+/// Sum of a family's values over all data cores; the control core is left out.
+fn data_core_sum(page: &str, family: &str) -> f64 {
+    page.lines()
+        .filter_map(|line| line.strip_prefix(family)?.strip_prefix('{')?.split_once("} "))
+        .filter(|(labels, _)| !labels.contains("core=\"control\""))
+        .filter_map(|(_, value)| value.trim().parse::<f64>().ok())
+        .sum()
+}
+
+/// Reads a node's metrics page.
+#[allow(clippy::disallowed_methods, reason = "a scraper lives outside the seam")]
+pub fn scrape(http: SocketAddr) -> Result<String, CliError> {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(http)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().map_err(|source| CliError::Io { what: format!("read http://{http}/metrics"), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_cores_are_summed_and_the_control_core_is_not() {
+        let page = "# HELP drystone_loop_enters_total x\n\
+                    drystone_loop_enters_total{core=\"0\"} 10\n\
+                    drystone_loop_enters_total{core=\"1\"} 5.5\n\
+                    drystone_loop_enters_total{core=\"control\"} 1000\n\
+                    drystone_loop_enters_total_other{core=\"0\"} 7\n";
+        assert_eq!(data_core_sum(page, "drystone_loop_enters_total"), 15.5);
+    }
+}
