@@ -8,6 +8,9 @@ pub const HEARTBEAT_TICKS: usize = 2;
 pub const ELECTION_TICKS_MIN: usize = 6;
 /// One more than the longest election timeout in ticks (600 ms): spread enough that split votes are rare.
 pub const ELECTION_TICKS_END: usize = 13;
+/// Ticks after its start at which the first voter stands for election, the second after twice as many:
+/// enough for connections between voters that start together.
+pub const START_TICKS: usize = 2;
 /// Most voters: beyond seven a larger majority only costs latency.
 pub const VOTERS_MAX: usize = 7;
 

@@ -247,6 +247,9 @@ impl Command {
     }
 }
 
+/// Largest term or index that a voter may name: Raft adds to them without a check, and no group gets there.
+const NUMBER_MAX: u64 = 1 << 62;
+
 /// Kinds that may come from the network, by their number in the crate `raft`. Proposals are forwarded as
 /// `Body::Forward`, snapshots travel as `Body::Chunk`, and the rest is local.
 fn kind_of(number: u8) -> Option<MessageType> {
@@ -292,6 +295,10 @@ impl RaftMsg {
     pub fn into_message(self, from: NodeId, to: NodeId) -> Result<Message, CodecError> {
         let kind = kind_of(self.kind).ok_or(CodecError::Unexpected)?;
         let read = matches!(kind, MessageType::MsgReadIndex | MessageType::MsgReadIndexResp);
+        let numbers = [self.term, self.log_term, self.index, self.commit, self.commit_term, self.reject_hint];
+        if numbers.iter().any(|number| *number > NUMBER_MAX) {
+            return Err(CodecError::Unexpected);
+        }
         // Term 0 marks local messages, which skip every check of terms; only a forwarded read has it.
         if (self.term == 0) != (kind == MessageType::MsgReadIndex) {
             return Err(CodecError::Unexpected);

@@ -137,6 +137,15 @@ struct Saving {
     head: bool,
 }
 
+/// Entries that Raft may still need, being written again so that what lies before them can be freed.
+#[derive(Debug)]
+struct Rewrite {
+    first_seq: u64,
+    last_seq: u64,
+    /// First block, once known.
+    at: Option<u64>,
+}
+
 /// The open journal.
 #[derive(Debug)]
 pub struct Journal {
@@ -157,6 +166,7 @@ pub struct Journal {
     saving: Option<Saving>,
     entries_written: u64,
     needs_seal: bool,
+    rewrite: Option<Rewrite>,
 }
 
 impl Journal {
@@ -179,6 +189,7 @@ impl Journal {
             saving: None,
             entries_written: 0,
             needs_seal: false,
+            rewrite: None,
         }
     }
 
@@ -214,12 +225,47 @@ impl Journal {
         bytes: Vec<u8>,
     ) -> Result<(), MetaError> {
         self.check_size(&bytes)?;
-        let needed = self.batches.iter().find(|batch| batch.max_index > index);
-        let (log_start, batch_before) = match needed {
+        let (log_start, batch_before) = self.needed_from(index);
+        self.start_saving(env, Image { index, term, bytes }, log_start, batch_before, None)
+    }
+
+    /// First block that a snapshot up to `index` would leave, and the batch before it.
+    fn needed_from(&self, index: u64) -> (u64, u64) {
+        match self.batches.iter().find(|batch| batch.max_index > index) {
             Some(batch) => (batch.first, batch.batch.saturating_sub(1)),
             None => (self.next_number, self.next_batch.saturating_sub(1)),
-        };
-        self.start_saving(env, Image { index, term, bytes }, log_start, batch_before, None)
+        }
+    }
+
+    /// Whether saving the same snapshot again would free a good part of the ring.
+    pub fn would_free(&self, index: u64) -> bool {
+        self.needed_from(index).0.saturating_sub(self.log_start) > self.geometry.ring_blocks / 4
+    }
+
+    /// Whether elections and entries that never committed fill the ring although nothing can be applied.
+    pub fn wants_rewrite(&self) -> bool {
+        self.rewrite.is_none() && self.is_crowded()
+    }
+
+    /// Writes again what is needed behind the snapshot; once it is durable, `would_free` sees the rest.
+    pub fn rewrite(&mut self, records: impl Iterator<Item = Record>) -> u64 {
+        let first_seq = self.next_seq + 1;
+        self.append(Record::Hard(self.hard));
+        for record in records {
+            self.append(record);
+        }
+        self.rewrite = Some(Rewrite { first_seq, last_seq: self.next_seq, at: None });
+        self.next_seq
+    }
+
+    fn rewritten(&mut self, upto: u64) {
+        let Some(Rewrite { last_seq, at: Some(first), .. }) = self.rewrite else { return };
+        if last_seq <= upto {
+            self.rewrite = None;
+            while self.batches.front().is_some_and(|batch| batch.first < first) {
+                self.batches.pop_front();
+            }
+        }
     }
 
     fn check_size(&self, bytes: &[u8]) -> Result<(), MetaError> {
@@ -352,6 +398,14 @@ impl Journal {
         let mut upto = 0;
         let mut seal_only = true;
         while let Some((seq, Queued::Record(record))) = self.queue.front() {
+            if let Some(rewrite) = &mut self.rewrite
+                && rewrite.first_seq == *seq
+            {
+                if !payload.is_empty() {
+                    break; // it starts a batch of its own: a snapshot will point there
+                }
+                rewrite.at = Some(self.next_number);
+            }
             let len = payload.len() + record.encoded_len();
             if len > room || (!payload.is_empty() && len > IO_BYTES_MAX) {
                 break;
@@ -413,6 +467,7 @@ impl Journal {
             }
             let upto = writing.upto;
             self.writing = None;
+            self.rewritten(upto);
             return Ok(Some(Event::Durable(upto)));
         }
         match self.saving.take() {

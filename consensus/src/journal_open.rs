@@ -79,7 +79,7 @@ impl Opening {
     ) -> Result<Self, MetaError> {
         let block = BLOCK_BYTES as u64;
         let info = env.disk_info(place.disk).ok_or(MetaError::Config("no such disk"))?;
-        if len_bytes < REGION_BYTES_MIN || place.offset % block != 0 {
+        if len_bytes < REGION_BYTES_MIN || !place.offset.is_multiple_of(block) {
             return Err(MetaError::Config("the metadata region is too small or not aligned to 4096 bytes"));
         }
         if place.offset.checked_add(len_bytes).is_none_or(|end| end > info.size_bytes) {

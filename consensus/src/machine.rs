@@ -73,6 +73,8 @@ pub enum Ephemeral {
 enum Told {
     /// Everything applied.
     All,
+    /// Nothing yet.
+    Nothing,
     /// This state; what was applied since waits until the ephemeral part is known again.
     Until(Box<Kv>),
 }
@@ -126,7 +128,7 @@ impl Machine {
             index: 0,
             term: 0,
             ephemeral: Ephemeral::Lost,
-            told: Told::Until(Box::default()),
+            told: Told::Nothing,
             planted,
         }
     }
@@ -235,21 +237,20 @@ impl Machine {
         changes
     }
 
-    /// Decides what watchers hear of an entry's changes.
+    /// Decides what watchers hear of an entry's changes. Revisions depend on the log alone: what is made up
+    /// for here has the revision of the last change, like everywhere else.
     fn tell(&mut self, at: Revision, changes: Option<Vec<Change>>) -> Option<(Revision, Vec<Change>)> {
         if changes.is_some() {
             self.kv.set_revision(at);
         }
-        match &self.told {
-            Told::All => changes.map(|changes| (at, changes)),
-            Told::Until(_) if self.ephemeral == Ephemeral::Lost => None,
-            Told::Until(old) => {
-                let changes = old.difference(&self.kv);
-                self.kv.set_revision(at);
-                self.told = Told::All;
-                Some((at, changes))
-            }
-        }
+        let told = match &self.told {
+            Told::All => return changes.map(|changes| (at, changes)),
+            _ if self.ephemeral == Ephemeral::Lost => return None,
+            Told::Nothing => Some(Kv::default().difference(&self.kv)),
+            Told::Until(old) => Some(old.difference(&self.kv)).filter(|changes| !changes.is_empty()),
+        };
+        self.told = Told::All;
+        told.map(|changes| (self.kv.revision(), changes))
     }
 
     fn lose_ephemeral(&mut self) {
@@ -277,7 +278,7 @@ impl Machine {
         self.ephemeral = Ephemeral::Lost;
         let known = image.ephemeral.is_some();
         if let Some(part) = image.ephemeral {
-            self.take_ephemeral(part);
+            self.take_ephemeral(part, image.revision);
         }
         if known && self.planted.has(Bug::WatchSkipsOnSnapshot) {
             self.told = Told::All;
@@ -286,7 +287,9 @@ impl Machine {
         self.tell(Revision(self.index), None)
     }
 
-    fn take_ephemeral(&mut self, part: crate::image::EphemeralPart) {
+    fn take_ephemeral(&mut self, part: crate::image::EphemeralPart, revision: Revision) {
+        // The end of a lease whose keys were not known here may have gone by unnoticed.
+        self.kv.set_revision(revision);
         self.kv.delete_ephemeral();
         self.leases = part.leases;
         for (key, item) in part.items {
@@ -299,11 +302,12 @@ impl Machine {
     pub fn install_ephemeral(
         &mut self,
         part: crate::image::EphemeralPart,
+        revision: Revision,
     ) -> Option<(Revision, Vec<Change>)> {
         if self.ephemeral == Ephemeral::Known {
             return None;
         }
-        self.take_ephemeral(part);
+        self.take_ephemeral(part, revision);
         self.tell(Revision(self.index), None)
     }
 }

@@ -32,9 +32,7 @@ impl MemLog {
 
     /// The group.
     pub fn conf_state(&self) -> ConfState {
-        let mut conf = ConfState::default();
-        conf.voters = self.voters.clone();
-        conf
+        ConfState { voters: self.voters.clone(), ..ConfState::default() }
     }
 
     /// Last index.
@@ -53,6 +51,11 @@ impl MemLog {
             return Some(self.before.1);
         }
         self.at(index).map(|entry| entry.term)
+    }
+
+    /// Entries behind `index`.
+    pub fn behind(&self, index: u64) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| entry.index > index)
     }
 
     /// Appends; an entry replaces everything from its index on.

@@ -181,7 +181,8 @@ impl MetaNode {
         let mut sorted = config.voters.clone();
         sorted.sort_unstable();
         sorted.dedup();
-        if sorted.len() != config.voters.len() || sorted.len() > VOTERS_MAX || sorted.len() % 2 == 0 {
+        if sorted.len() != config.voters.len() || sorted.len() > VOTERS_MAX || sorted.len().is_multiple_of(2)
+        {
             return Err(MetaError::Config("voters must be 1, 3, 5 or 7 different nodes"));
         }
         if !config.voters.contains(&config.node) || config.voters.contains(&NodeId(0)) {

@@ -36,6 +36,7 @@ const READY_ROUNDS_MAX: usize = 64;
 struct Wait {
     ready: u64,
     seq: u64,
+    term: u64,
     messages: Vec<Message>,
 }
 
@@ -58,6 +59,8 @@ pub struct Running {
     waits: VecDeque<Wait>,
     appended_seq: u64,
     durable_seq: u64,
+    /// Term of the hard state that is durable.
+    durable_term: u64,
     to_apply: VecDeque<Entry>,
     installing: Option<Image>,
     ephemeral_image: Option<Image>,
@@ -108,6 +111,7 @@ impl Running {
         }
         let entries = recovered.log.entries.into_iter().zip(before.0 + 1..);
         let entries = entries.map(|((term, data), index)| crate::codec::entry(term, index, data)).collect();
+        let durable_term = recovered.log.hard.term;
         let log = MemLog::new(&ctx.config.voters, before, recovered.log.hard, entries);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raft_config = raft_config(ctx.config, before.0, journal.uncommitted_max());
@@ -125,6 +129,7 @@ impl Running {
             waits: VecDeque::new(),
             appended_seq: 0,
             durable_seq: 0,
+            durable_term,
             to_apply: VecDeque::new(),
             installing: None,
             ephemeral_image: None,
@@ -135,6 +140,10 @@ impl Running {
             told_leader: (0, 0),
         };
         this.fix_timeout(ctx, false);
+        // After a common start the first voter need not wait for a whole timeout; where a leader lives, the
+        // others do not answer it.
+        let rank = ctx.config.voters.iter().filter(|node| **node < ctx.config.node).count();
+        this.raw.raft.election_elapsed = this.election_ticks.saturating_sub(START_TICKS * (rank + 1));
         if ctx.config.voters.len() == 1 {
             // Nobody else could lead: no need to wait for an election timeout.
             let _ = this.raw.campaign();
@@ -216,7 +225,7 @@ impl Running {
         }
         if !self.is_leader() {
             self.search = None;
-            let leader = self.leader().filter(|_| self.ticks % 2 == 0);
+            let leader = self.leader().filter(|_| self.ticks.is_multiple_of(2));
             if let Some(leader) = leader.filter(|_| self.transfers.ephemeral_arriving().is_none()) {
                 Self::send(ctx, leader, Body::WantEphemeral);
             }
@@ -235,7 +244,7 @@ impl Running {
                 search.reset_proposed = true;
                 self.propose(RequestId::default(), Op::EphemeralReset);
             }
-        } else if new || (ticks - search.since) % 2 == 0 {
+        } else if new || (ticks - search.since).is_multiple_of(2) {
             for to in ctx.others() {
                 Self::send(ctx, to, Body::WantEphemeral);
             }
@@ -382,7 +391,7 @@ impl Running {
         } else if image.index == self.machine.index
             && let Some(part) = image.ephemeral
         {
-            let changes = self.machine.install_ephemeral(part);
+            let changes = self.machine.install_ephemeral(part, image.revision);
             ctx.tell(changes);
         }
     }
@@ -416,6 +425,7 @@ impl Running {
         self.durable_seq = self.durable_seq.max(upto);
         while self.waits.front().is_some_and(|wait| wait.seq <= self.durable_seq) {
             if let Some(wait) = self.waits.pop_front() {
+                self.durable_term = self.durable_term.max(wait.term);
                 self.raw.on_persist_ready(wait.ready);
                 self.send_messages(ctx, wait.messages);
             }
@@ -500,21 +510,26 @@ impl Running {
             self.appended_seq = self.journal.install(index, term, bytes)?;
         }
         for entry in ready.entries() {
-            let data = durable_data(entry);
-            let record = Record::Entry { index: entry.index, term: entry.term, data };
-            self.appended_seq = self.journal.append(record);
+            self.appended_seq = self.journal.append(record_of(entry));
         }
         let entries = ready.take_entries();
         self.raw.mut_store().append(&entries);
         self.to_apply.extend(ready.take_committed_entries());
+        // An answer to a heartbeat promises nothing that is not durable, once the term is; held back behind a
+        // slow write it would cost the leader its quorum.
+        let term = self.durable_term;
+        let may_go = |m: &Message| m.get_msg_type() == MessageType::MsgHeartbeatResponse && m.term == term;
+        let (now, later) = ready.take_persisted_messages().into_iter().partition(may_go);
+        self.send_messages(ctx, now);
         let wait = Wait {
             ready: ready.number(),
+            term: self.raw.raft.term,
             seq: if ready.must_sync() {
                 self.appended_seq
             } else {
                 self.waits.back().map_or(self.durable_seq, |wait| wait.seq)
             },
-            messages: ready.take_persisted_messages(),
+            messages: later,
         };
         self.raw.advance_append_async(ready);
         self.waits.push_back(wait);
@@ -530,9 +545,9 @@ impl Running {
     /// Applies committed entries.
     fn apply(&mut self, ctx: &mut Ctx<'_>) -> Result<(), MetaError> {
         let before = self.machine.index;
-        while let Some(entry) = self.to_apply.front() {
+        while !self.to_apply.is_empty() {
             if self.machine.ephemeral == Ephemeral::Lost
-                && self.transfers.ephemeral_arriving().is_some_and(|index| index < entry.index)
+                && self.transfers.ephemeral_arriving() == Some(self.machine.index)
                 && !self.is_leader()
             {
                 break; // the image that is arriving fits only onto the entry before
@@ -592,12 +607,21 @@ impl Running {
     }
 
     fn maybe_compact(&mut self, ctx: &mut Ctx<'_>) -> Result<(), MetaError> {
-        let behind = self.machine.index > self.journal.snapshot_index;
-        if !behind || !self.journal.wants_compaction() || !self.journal.may_save() {
+        if !self.journal.wants_compaction() || !self.journal.may_save() {
             return Ok(());
         }
-        let bytes = image::encode(&self.machine, Parts::Durable);
-        self.journal.save(ctx.env, self.machine.index, self.machine.term, bytes)
+        let index = self.machine.index;
+        if index > self.journal.snapshot_index || self.journal.would_free(index) {
+            let bytes = image::encode(&self.machine, Parts::Durable);
+            return self.journal.save(ctx.env, index, self.machine.term, bytes);
+        }
+        let tail = || self.raw.store().behind(index);
+        let bytes: usize = tail().map(|entry| entry.data.len() + 32).sum();
+        if self.journal.wants_rewrite() && self.journal.has_room(bytes) {
+            let records: Vec<Record> = tail().map(record_of).collect();
+            self.appended_seq = self.journal.rewrite(records.into_iter());
+        }
+        Ok(())
     }
 
     /// Hands waiting requests to the leader, if there is one.
@@ -743,9 +767,10 @@ impl Running {
 }
 
 /// What of an entry goes to disk.
-fn durable_data(entry: &Entry) -> Vec<u8> {
-    match Command::decode(&entry.data).ok().and_then(|command| command.without_ephemeral()) {
+fn record_of(entry: &Entry) -> Record {
+    let data = match Command::decode(&entry.data).ok().and_then(|command| command.without_ephemeral()) {
         Some(stripped) => stripped.encode(),
         None => entry.data.to_vec(),
-    }
+    };
+    Record::Entry { index: entry.index, term: entry.term, data }
 }

@@ -209,6 +209,8 @@ pub struct Slot {
     life: u32,
     origin_ns: u64,
     paused: bool,
+    /// Life, index and watcher's revision that were last compared.
+    checked: (u32, u64, Option<Revision>),
 }
 
 impl Slot {
@@ -289,9 +291,7 @@ fn mix(digest: u64, value: u64) -> u64 {
 }
 
 fn digest_bytes(bytes: &[u8]) -> u64 {
-    bytes.chunks(8).fold(bytes.len() as u64, |digest, chunk| {
-        mix(digest, chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)))
-    })
+    (bytes.len() as u64) << 32 | u64::from(crc32fast::hash(bytes))
 }
 
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // A harness: it is to fail loudly.
@@ -318,6 +318,7 @@ impl World {
                 life: 0,
                 origin_ns: random.below(1 << 40),
                 paused: false,
+                checked: (0, 0, None),
             })
             .collect();
         let mut world = Self {
@@ -513,12 +514,18 @@ impl World {
     }
 
     fn check(&mut self, node: usize) {
-        let slot = &self.slots[node];
+        let slot = &mut self.slots[node];
         let Some(meta) = slot.node.as_ref().filter(|meta| meta.is_ready()) else { return };
-        let digest = meta.kv().range("").fold(0, |digest, (key, item): (&str, &Item)| {
-            let digest = mix(digest, digest_bytes(key.as_bytes()));
-            mix(mix(digest, item.mod_revision.0), digest_bytes(item.value.as_bytes()))
-        });
+        let now = (slot.life, meta.status().applied_index, slot.watch.last);
+        if slot.checked == now {
+            return;
+        }
+        slot.checked = now;
+        let digest =
+            meta.kv().range("").fold(meta.kv().revision().0, |digest, (key, item): (&str, &Item)| {
+                let digest = mix(digest, digest_bytes(key.as_bytes()));
+                mix(mix(digest, item.mod_revision.0), digest_bytes(item.value.as_bytes()))
+            });
         let index = meta.status().applied_index;
         let known = *self.states.entry(index).or_insert((digest, node));
         assert_eq!(known.0, digest, "nodes {} and {node} differ at index {index}", known.1);

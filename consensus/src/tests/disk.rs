@@ -294,3 +294,59 @@ fn a_disk_queue_of_one_is_enough() {
     assert_eq!(w.range(0, "/k").len(), 20);
     assert!(w.slots[0].node.as_ref().is_some_and(MetaNode::is_ready));
 }
+
+#[test]
+fn a_log_full_of_what_never_committed_is_written_anew() {
+    use crate::codec::{Body, EntryMsg, Packet, RaftMsg};
+    let options = Options { region: 4 << 20, disk_us: 50, ..Options::default() };
+    let mut w = World::new(13, options);
+    let leader = w.elect();
+    let alone = (leader + 1) % 3;
+    w.put(leader, "/a", "1");
+    w.converge();
+    let (others, base) = ([leader, (leader + 2) % 3], w.node(alone).status());
+    others.iter().for_each(|node| w.crash(*node));
+    // One leader after another puts entries into this voter's log, and none lives to commit them.
+    let mut taken = 0;
+    for round in 0..120 {
+        let term = base.term + 1 + round;
+        let data = crate::codec::Command {
+            id: crate::codec::RequestId { session: 1, seq: round, floor: 1 },
+            op: crate::codec::Op::Txn {
+                verdict: crate::codec::Verdict::Apply,
+                writes: vec![wire::control::Write::Delete { key: "x".repeat(100_000) }],
+                stripped: false,
+            },
+        };
+        let entry = EntryMsg { term, index: base.last_index + 1, data: data.encode() };
+        let message = RaftMsg {
+            kind: 3,
+            term,
+            log_term: base.term,
+            index: base.last_index,
+            commit: base.commit_index,
+            commit_term: 0,
+            reject: false,
+            reject_hint: 0,
+            context: vec![],
+            entries: vec![entry],
+        };
+        let from = World::id(others[round as usize % 2]);
+        let packet = Packet { cluster: crate::testing::CLUSTER, from, body: Body::Raft(message) };
+        w.with(alone, |meta, env| meta.on_message(env, from, &packet.encode()));
+        w.run_ms(20);
+        let status = w.node(alone).status();
+        taken += u64::from(status.term == term);
+    }
+    assert!(w.failures().is_empty(), "{:?}", w.failures());
+    assert!(taken > 110, "{taken} of 120 were taken");
+    let before = w.node(alone).status();
+    w.crash(alone);
+    w.start(alone);
+    w.run_ms(200);
+    let after = w.node(alone).status();
+    assert_eq!((after.term, after.last_index), (before.term, before.last_index));
+    others.iter().for_each(|node| w.start(*node));
+    w.converge();
+    assert_eq!(w.range(alone, "/a").len(), 1);
+}

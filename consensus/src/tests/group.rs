@@ -70,6 +70,7 @@ fn a_hint_that_the_leader_is_gone_shortens_the_election() {
         w.put(old, "/a", "1");
         w.converge();
         w.crash(old);
+        w.run_ms(1); // what the leader has said arrives before the end of its connections
         let from = w.now;
         for node in (0..3).filter(|node| *node != old) {
             w.with(node, |meta, env| meta.on_peer_gone(env, World::id(old)));

@@ -143,7 +143,7 @@ pub fn owners_under_leader_changes(seed: u64, options: Options) -> Result<(), St
     let mut w = World::new(seed, options);
     w.elect();
     let ttl = 700;
-    let mut valid_until = vec![0u64; 3];
+    let mut valid_until = [0u64; 3];
     let mut asked: Vec<Option<(u64, u64)>> = vec![None; 3];
     let mut down: Option<usize> = None;
     let mut seen = [0usize; 3];
