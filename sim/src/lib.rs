@@ -1,1 +1,17 @@
-//! (sim)
+//! `sim`: whole clusters in one thread, in virtual time, from one seed.
+//!
+//! `simenv` is the simulated environment. Here are what runs on it (`cluster`, `workload`, `admin`, and
+//! `solo` for a slice store alone), the faults (`nemesis`), what every seed draws (`options`), and the
+//! checkers that judge a run (`check`). `planted` proves that the checkers see deliberate bugs.
+//!
+//! This room may know every other one but the transports. Start reading at `run`.
+
+pub mod admin;
+pub mod check;
+pub mod cluster;
+pub mod nemesis;
+pub mod options;
+pub mod run;
+pub mod solo;
+pub mod workload;
+pub mod world;

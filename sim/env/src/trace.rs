@@ -26,7 +26,8 @@ thread_local! {
     static LOG_TIME: Cell<Nanos> = const { Cell::new(0) };
 }
 
-pub(crate) fn set_log_time(now: Nanos) {
+/// Notes the virtual time of what happens in this thread from now on.
+pub fn set_log_time(now: Nanos) {
     LOG_TIME.with(|time| time.set(now));
 }
 

@@ -405,6 +405,11 @@ impl Universe {
         Ok(())
     }
 
+    /// A message for a core from outside its node: how the harness asks a process to stop.
+    pub fn tell(&mut self, core: CoreIdx, from: CoreId, msg: MeshMsg) {
+        self.deliver(core, Event::Mesh { from, msg });
+    }
+
     fn mesh_arrives(&mut self, from: CoreIdx, to: CoreIdx) {
         let paused = self.is_paused(to);
         let Some(sender) = self.cores.get(from).map(|core| core.id) else { return };

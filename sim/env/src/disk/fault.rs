@@ -26,9 +26,9 @@ pub enum Damage {
 /// Damage done by a write. The device reports success.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriteFault {
-    /// The first block of the write never reaches the medium.
+    /// The block never reaches the medium.
     Lost,
-    /// The first block of the write lands on this block instead.
+    /// The block lands on this one instead.
     Misdirected {
         /// The victim's block number.
         to: u64,
@@ -64,9 +64,9 @@ impl SimDisk {
         true
     }
 
-    /// The next write that takes effect suffers this.
-    pub fn arm(&mut self, fault: WriteFault) {
-        self.armed = Some(fault);
+    /// The next written block whose second word is `marker` suffers this.
+    pub fn arm(&mut self, fault: WriteFault, marker: u64) {
+        self.armed = Some((fault, marker));
     }
 
     /// Whether a write fault waits for its write.
@@ -83,12 +83,15 @@ impl SimDisk {
         }
     }
 
-    /// Blocks that were ever written, in `first..end`, in order.
-    pub fn written_blocks(&self, first: u64, end: u64) -> Vec<u64> {
+    /// Blocks whose second word is `marker` and that have lain still for the last `age` block writes.
+    pub fn resting_blocks(&self, marker: u64, age: u64) -> Vec<u64> {
+        let young = self.next_seq.saturating_sub(age);
         let mut blocks: Vec<u64> = self
             .visible
             .iter()
-            .filter(|(block, cell)| (first..end).contains(*block) && cell.data.is_some())
+            .filter(|(_, cell)| {
+                cell.seq < young && cell.data.as_deref().is_some_and(|data| is_marked(data, marker))
+            })
             .map(|(block, _)| *block)
             .collect();
         blocks.sort_unstable();
@@ -107,4 +110,8 @@ impl SimDisk {
         self.slow = (0, 1);
         self.transient_error_ppm = 0;
     }
+}
+
+pub(super) fn is_marked(data: &[u8], marker: u64) -> bool {
+    data.get(8..16) == Some(&marker.to_le_bytes())
 }

@@ -137,7 +137,7 @@ pub struct SimDisk {
     /// Operations in flight by core.
     queued: BTreeMap<usize, usize>,
     overlays: BTreeMap<u64, Overlay>,
-    armed: Option<WriteFault>,
+    armed: Option<(WriteFault, u64)>,
     next_seq: u64,
     next_op: u64,
     completions: u64,
@@ -257,13 +257,13 @@ impl SimDisk {
                 let len = total_len(bufs);
                 check_range(&self.info, *offset, len)?;
                 let cells: Vec<(u64, Cell)> = cells_of(*offset / BLOCK, bufs, &mut self.next_seq);
-                let fault = self.armed.take();
-                for (at, (block, cell)) in cells.iter().enumerate() {
+                for (block, cell) in &cells {
                     let before = self.visible.insert(*block, cell.clone());
                     self.overlays.remove(block);
-                    if at == 0
-                        && let Some(fault) = fault
+                    if let Some((fault, marker)) = self.armed
+                        && cell.data.as_deref().is_some_and(|data| fault::is_marked(data, marker))
                     {
+                        self.armed = None;
                         self.misplace(fault, *block, before.and_then(|cell| cell.data), cell.data.clone());
                     }
                 }
@@ -439,6 +439,17 @@ impl SimDisk {
                 }
                 Some(Cell { seq: cell.seq, data: Some(Rc::from(&mixed[..])) })
             }
+        }
+    }
+
+    /// Puts bytes on the medium, durable, without an operation: how a tool prepared it beforehand. The range
+    /// must be aligned and lie on the disk.
+    pub fn preload(&mut self, offset: u64, bytes: &[u8]) {
+        for (at, chunk) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+            let cell = Cell { seq: self.next_seq, data: Some(Rc::from(chunk)) };
+            self.next_seq += 1;
+            self.visible.insert(offset / BLOCK + at as u64, cell.clone());
+            self.durable.insert(offset / BLOCK + at as u64, cell);
         }
     }
 

@@ -162,11 +162,11 @@ fn damage_shows_until_the_block_is_written_and_the_truth_is_kept() {
     write(&mut disk, 0, 6, 1, true);
     assert_eq!(read(&mut disk, 0).unwrap()[0], 6);
 
-    disk.arm(WriteFault::Misdirected { to: 3 });
+    disk.arm(WriteFault::Misdirected { to: 3 }, u64::from_le_bytes([7; 8]));
     write(&mut disk, 2, 7, 1, true);
     assert_eq!(read(&mut disk, 2).unwrap()[0], 5, "the write did not arrive here");
     assert_eq!(read(&mut disk, 3).unwrap()[0], 7, "it arrived there");
-    disk.arm(WriteFault::Lost);
+    disk.arm(WriteFault::Lost, u64::from_le_bytes([8; 8]));
     write(&mut disk, 0, 8, 1, true);
     assert_eq!(read(&mut disk, 0).unwrap()[0], 6);
     disk.heal();

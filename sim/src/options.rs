@@ -1,0 +1,244 @@
+//! Swarm options: every seed draws its own mix of sizes and faults, and prints all of it.
+
+use simenv::clock::{MS, Nanos, SEC, US};
+use simenv::disk::DiskProfile;
+use simenv::net::NetOptions;
+use simenv::rng::Stream;
+use simenv::universe::SchedOptions;
+use std::fmt;
+
+/// A kind of fault, with the weight it has among the others in a seed (0: never).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FaultWeights {
+    /// A node's process is killed and started again later.
+    pub kill: u32,
+    /// A node's power is cut and comes back later.
+    pub power: u32,
+    /// Every node's power is cut at once.
+    pub blackout: u32,
+    /// A node's process is stopped and continued later.
+    pub pause: u32,
+    /// A node's process is asked to stop, and started again.
+    pub stop: u32,
+    /// Hosts cannot reach each other, both ways.
+    pub partition: u32,
+    /// Hosts cannot reach each other, one way.
+    pub one_way: u32,
+    /// A link holds everything for a while.
+    pub clog: u32,
+    /// A connection is reset.
+    pub reset: u32,
+    /// A disk becomes slow for a while.
+    pub slow_disk: u32,
+    /// A client's process is killed and a new one started.
+    pub client_kill: u32,
+    /// Data at rest on the one disk that may be damaged rots or becomes unreadable.
+    pub damage: u32,
+    /// A data write on that disk is lost or lands elsewhere.
+    pub write_fault: u32,
+}
+
+/// Everything that a seed decides.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The seed.
+    pub seed: u64,
+    /// Nodes.
+    pub nodes: usize,
+    /// Voters of the metadata group, the first nodes.
+    pub voters: usize,
+    /// Data cores of each node.
+    pub cores: u16,
+    /// Disks of each node.
+    pub disks: usize,
+    /// Slices of each disk, a power of two.
+    pub slices: usize,
+    /// Bytes of each slice.
+    pub slice_bytes: u64,
+    /// Disks keep completed writes through a power cut.
+    pub write_through: bool,
+    /// The disks' atomic unit.
+    pub atomic_bytes: u32,
+    /// How fast disks are.
+    pub disk: DiskProfile,
+    /// Bytes of each core's arena.
+    pub arena_bytes: usize,
+    /// Copies in the pool.
+    pub copies: u8,
+    /// Fewest copies that serve.
+    pub min_copies: u8,
+    /// PGs of the pool.
+    pub pg_count: u32,
+    /// Client processes.
+    pub clients: usize,
+    /// Images; client `i` uses image `i % images`.
+    pub images: usize,
+    /// Bytes of each image.
+    pub image_bytes: u64,
+    /// Operations each client keeps under way, at most.
+    pub depth: usize,
+    /// Largest operation in blocks.
+    pub op_blocks_max: u64,
+    /// Mean pause of a client between two looks for work.
+    pub think_ns: Nanos,
+    /// Discards and write-zeroes among changes, parts per million.
+    pub zero_ppm: u32,
+    /// Reads among operations, parts per million.
+    pub read_ppm: u32,
+    /// Operations that hit the few hot blocks, parts per million.
+    pub hot_ppm: u32,
+    /// Clients give up on an operation after this long; 0: never.
+    pub io_timeout_ms: u64,
+    /// The network.
+    pub net: NetOptions,
+    /// The cores.
+    pub sched: SchedOptions,
+    /// Clocks run at most this much faster or slower, parts per million.
+    pub drift_ppm: u32,
+    /// One-off I/O errors per million operations on the disk that may be damaged.
+    pub transient_error_ppm: u32,
+    /// How long faults are injected.
+    pub safety_ns: Nanos,
+    /// Mean time between two faults.
+    pub fault_every_ns: Nanos,
+    /// Mean time until a fault ends.
+    pub fault_for_ns: Nanos,
+    /// Only one node is ever faulty at a time, and the next only when all PGs are clean again. Always so
+    /// where data at rest is damaged: no redundancy survives damage to the only good copy.
+    pub gentle: bool,
+    /// Which faults.
+    pub faults: FaultWeights,
+    /// See `StoreOptions`: a block freed too early is reused at once, so that it shows.
+    pub eager_reuse: bool,
+    /// Each store's checkpoint interval in dirty objects: small ones reach checkpoints often.
+    pub dirty_objects_max: u32,
+    /// Bytes of each store's page cache.
+    pub page_cache_bytes: usize,
+}
+
+impl Options {
+    /// Whether the images may need more space than one node surely has.
+    pub fn may_fill_up(&self) -> bool {
+        let data = self.image_bytes * self.images as u64;
+        // Placement spreads by PG, not evenly by byte: one slice may get several times its share.
+        data * 2 > self.slice_bytes
+    }
+
+    /// What a seed decides.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Stream::new(seed, "options");
+        let rng = &mut rng;
+        let nodes = rng.weighted((8, 3), &[(2, 4), (1, 5)]);
+        let (faults, gentle) = draw_faults(rng);
+        let slices = rng.weighted((3, 1), &[(3, 2), (1, 4)]);
+        let images = rng.weighted((3, 1), &[(2, 2)]);
+        let clients = rng.weighted((3, images), &[(3, images + 1), (1, images + 2)]);
+        Self {
+            seed,
+            nodes,
+            voters: 3,
+            cores: rng.weighted((3, 1), &[(3, 2), (1, 3)]),
+            disks: rng.weighted((4, 1), &[(1, 2)]),
+            slices,
+            slice_bytes: rng.weighted((4, 32 << 20), &[(2, 64 << 20), (1, 16 << 20)]),
+            write_through: rng.chance(400_000),
+            atomic_bytes: if rng.coin() { 4096 } else { 512 },
+            disk: draw_disk(rng),
+            arena_bytes: rng.weighted((3, 16 << 20), &[(1, 8 << 20)]),
+            // Beside the one damaged copy, one may be on a node that is away: a third is needed.
+            copies: if faults.damage > 0 { 3 } else { rng.weighted((8, 3), &[(2, 2)]) },
+            min_copies: rng.weighted((2, 2), &[(1, 1)]),
+            pg_count: rng.weighted((2, 4), &[(2, 8), (1, 1), (1, 16), (1, 33)]),
+            clients,
+            images,
+            image_bytes: 4096 * rng.weighted((2, 256), &[(2, 1024), (1, 40), (1, 8192)]),
+            depth: rng.weighted((2, 4), &[(2, 1), (2, 16), (1, 64)]),
+            op_blocks_max: rng.weighted((3, 1), &[(3, 4), (2, 16), (1, 70)]),
+            think_ns: rng.weighted((2, MS), &[(2, 200 * US), (1, 10 * MS)]),
+            zero_ppm: rng.weighted((2, 0), &[(1, 50_000), (1, 200_000)]),
+            read_ppm: rng.weighted((2, 500_000), &[(1, 200_000), (1, 800_000)]),
+            hot_ppm: rng.weighted((1, 0), &[(1, 300_000), (1, 800_000)]),
+            io_timeout_ms: rng.weighted((3, 0), &[(1, 500), (1, 3_000)]),
+            net: draw_net(rng),
+            sched: draw_sched(rng),
+            drift_ppm: rng.weighted((1, 0), &[(2, 200)]),
+            transient_error_ppm: 0,
+            safety_ns: rng.between(8, 30) * SEC,
+            fault_every_ns: rng.weighted((2, 2 * SEC), &[(1, 500 * MS), (1, 6 * SEC)]),
+            fault_for_ns: rng.weighted((2, 2 * SEC), &[(1, 300 * MS), (1, 5 * SEC)]),
+            gentle,
+            faults,
+            eager_reuse: rng.coin(),
+            dirty_objects_max: rng.weighted((2, 16), &[(1, 200), (1, 65_536)]),
+            page_cache_bytes: rng.weighted((2, 1 << 20), &[(1, 64 << 10)]),
+        }
+    }
+}
+
+fn draw_disk(rng: &mut Stream) -> DiskProfile {
+    DiskProfile {
+        read_ns: rng.weighted((2, 70 * US), &[(1, 15 * US), (1, 500 * US)]),
+        write_ns: rng.weighted((2, 20 * US), &[(1, 100 * US), (1, MS)]),
+        flush_ns: rng.weighted((1, 50 * US), &[(2, 500 * US), (1, 5 * MS)]),
+        block_ns: 800,
+        queue_depth: rng.weighted((3, 1024), &[(1, 64)]),
+    }
+}
+
+fn draw_net(rng: &mut Stream) -> NetOptions {
+    NetOptions {
+        latency_ns: rng.weighted((2, 30 * US), &[(1, 200 * US), (1, 2 * MS)]),
+        kib_ns: rng.weighted((2, 800), &[(1, 8_000)]),
+        window_bytes: rng.weighted((1, 64 << 10), &[(1, 1 << 20)]),
+        user_timeout_ns: rng.weighted((1, 2 * SEC), &[(1, 10 * SEC), (1, 120 * SEC)]),
+        reset_ppm: rng.weighted((3, 0), &[(1, 50), (1, 1_000)]),
+        loss_ppm: rng.weighted((2, 0), &[(1, 200), (1, 3_000)]),
+        corrupt_ppm: rng.weighted((3, 0), &[(1, 300)]),
+        ..NetOptions::default()
+    }
+}
+
+fn draw_sched(rng: &mut Stream) -> SchedOptions {
+    SchedOptions {
+        wake_ns: rng.weighted((2, 4 * US), &[(1, 60 * US)]),
+        event_ns: rng.weighted((2, 700), &[(1, 5_000)]),
+        batch_max: rng.weighted((2, 64), &[(1, 1), (1, 512)]),
+        stall_ppm: rng.weighted((2, 0), &[(1, 500)]),
+        stall_ns: 30 * MS,
+    }
+}
+
+/// Each kind of fault is on in about half of the seeds, so that rare mixes get runs of their own.
+fn draw_faults(rng: &mut Stream) -> (FaultWeights, bool) {
+    let mut some = |weight: u32| if rng.coin() { weight } else { 0 };
+    let mut faults = FaultWeights {
+        kill: some(6),
+        power: some(6),
+        blackout: some(1),
+        pause: some(5),
+        stop: some(2),
+        partition: some(4),
+        one_way: some(4),
+        clog: some(3),
+        reset: some(4),
+        slow_disk: some(2),
+        client_kill: some(2),
+        damage: 0,
+        write_fault: 0,
+    };
+    let gentle = rng.chance(400_000);
+    if gentle && rng.chance(700_000) {
+        faults.damage = 20;
+        faults.write_fault = if rng.coin() { 10 } else { 0 };
+    }
+    if gentle {
+        faults.blackout = 0;
+    }
+    (faults, gentle)
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:#?}")
+    }
+}
