@@ -119,6 +119,18 @@ enum Need {
     Shrink,
 }
 
+/// The object whose blocks a record changes.
+#[derive(Clone, Copy)]
+struct Target {
+    /// Its entry in the active overlay.
+    head: u32,
+    slot: u32,
+    /// Blocks written before.
+    had: u32,
+    /// Blocks that may be in the active overlay.
+    inside: u32,
+}
+
 struct Mutation<'a> {
     kind: RecordKind,
     ticket: u64,
@@ -280,14 +292,20 @@ impl SliceStore {
         let changed = gone | if record.kind.has_data() { record.mask } else { 0 };
         let slot = record.slot;
         let durable = self.log.durable;
+        // Blocks that are in the active overlay already; for a single one it is cheaper to look than to ask.
+        let inside = if changed.is_power_of_two() {
+            u32::MAX
+        } else {
+            self.active.changes(slot).fold(0, |mask, change| mask | 1 << change.block)
+        };
         let head = self.active.touch(slot, state, record.version, commit, durable, changed);
-        record
-            .each_block(|block, addr, crc| self.change_block(head, slot, had, block, BlockRef { addr, crc }));
+        let target = Target { head, slot, had, inside };
+        record.each_block(|block, addr, crc| self.change_block(target, block, BlockRef { addr, crc }));
         let mut bits = gone;
         while bits != 0 {
             let block = bits.trailing_zeros() as usize;
             bits &= bits - 1;
-            self.change_block(head, slot, had, block, BlockRef::default());
+            self.change_block(target, block, BlockRef::default());
         }
         if record.kind == RecordKind::Purge {
             let mut purged = self.active.purged;
@@ -298,9 +316,11 @@ impl SliceStore {
         }
     }
 
-    fn change_block(&mut self, head: u32, slot: u32, had: u32, block: usize, to: BlockRef) {
+    fn change_block(&mut self, target: Target, block: usize, to: BlockRef) {
+        let Target { head, slot, had, inside } = target;
         let commit = self.log.next_number - 1;
-        let before = match self.active.replace(head, block, to) {
+        let known = if inside >> block & 1 == 1 { self.active.replace(head, block, to) } else { None };
+        let before = match known {
             Some(before) => before.addr,
             None => {
                 let (before, settled) = if had >> block & 1 == 0 {

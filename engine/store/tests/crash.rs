@@ -32,13 +32,13 @@ fn seeds(from: u64, n: u64, shape: Shape) {
 
 #[test]
 fn tearing_at_4096() {
-    seeds(1, 60, shape());
+    seeds(1, 30, shape());
 }
 
 #[test]
 fn tearing_at_512_with_a_volatile_cache() {
     let kind = DiskKind { atomic: 512, write_through: false, reorder: true };
-    seeds(1000, 60, Shape { kind, ..shape() });
+    seeds(1000, 30, Shape { kind, ..shape() });
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn few_objects_and_long_runs() {
 
 #[test]
 fn many_objects_on_a_small_cache() {
-    seeds(4000, 8, Shape { objects: 1500, steps: 6000, cuts: 2, disk_bytes: 64 << 20, ..shape() });
+    seeds(4000, 4, Shape { objects: 1500, steps: 6000, cuts: 2, disk_bytes: 64 << 20, ..shape() });
 }
 
 #[test]
