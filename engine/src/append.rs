@@ -220,7 +220,7 @@ impl DataCore {
             return self.fail(env, key, Status::NotPrimary);
         };
         if self.may_start(key, obj, false) {
-            self.start(env, key, obj);
+            self.launch(env, key, obj);
         } else {
             self.wait(key, obj, false);
             self.heal_for_waiting(env, obj);
@@ -308,7 +308,7 @@ impl DataCore {
     }
 
     /// Starts an operation that may.
-    pub(crate) fn start(&mut self, env: &mut dyn Env, key: Key, obj: Key) {
+    pub(crate) fn launch(&mut self, env: &mut dyn Env, key: Key, obj: Key) {
         match self.ops.get(key).map(|op| op.kind) {
             Some(OpKind::Read) => self.start_read(env, key),
             Some(_) => self.start_change(env, key, obj),

@@ -177,7 +177,7 @@ impl DataCore {
             if abandoned {
                 self.ops.remove(head);
             } else {
-                self.start(env, head, obj_key);
+                self.launch(env, head, obj_key);
             }
         }
         self.drop_idle(obj_key);

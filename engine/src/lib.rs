@@ -32,6 +32,8 @@ mod report;
 mod session;
 mod slab;
 mod slices;
+#[cfg(test)]
+mod tests;
 
 pub use crate::core::DataCore;
 pub use config::{DataCoreConfig, SliceConfig};

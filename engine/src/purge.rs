@@ -88,7 +88,7 @@ impl DataCore {
         });
         self.purges += 1;
         if self.may_start(op, obj, true) {
-            self.start(env, op, obj);
+            self.launch(env, op, obj);
         } else {
             self.fail(env, op, wire::Status::Busy);
         }

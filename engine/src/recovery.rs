@@ -419,7 +419,7 @@ impl DataCore {
                 // A read of a bad block has nothing better to find; others may start where nothing hinders.
                 let hopeless = heal.repair && self.ops.get(at).is_some_and(|op| op.retries > 0);
                 if !hopeless && self.may_start(at, heal.obj, true) {
-                    self.start(env, at, heal.obj);
+                    self.launch(env, at, heal.obj);
                 } else {
                     self.fail(env, at, reason);
                 }

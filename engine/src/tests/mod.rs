@@ -1,0 +1,8 @@
+//! The phases of the protocol, tested with three cores in a small world in memory and a scripted director.
+
+mod cluster;
+mod data;
+mod failover;
+mod refusals;
+mod returning;
+mod world;
