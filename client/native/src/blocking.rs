@@ -48,6 +48,9 @@ pub enum Error {
     Ended,
 }
 
+/// Changes up to a revision, from `Cluster::watch`.
+pub type News = (Revision, Vec<Change>);
+
 /// Memory of a caller that waits.
 struct Borrowed {
     ptr: NonNull<u8>,
@@ -90,7 +93,7 @@ impl Work {
 enum Command {
     Open { name: String, mode: OpenMode, answer: Sender<Result<ImageHandle, AdminError>> },
     Meta { request: MetaRequest, answer: Sender<Result<MetaReply, AdminError>> },
-    Watch { prefixes: Vec<String>, news: Sender<(Revision, Vec<Change>)> },
+    Watch { prefixes: Vec<String>, news: Sender<News> },
     Info { image: ImageHandle, answer: Sender<Option<ImageInfo>> },
     Io { image: ImageHandle, work: Work, answer: Sender<Result<(), Error>> },
     Close { image: ImageHandle },
@@ -209,7 +212,7 @@ impl Cluster {
 
     /// Watches key prefixes in place of those watched before. The first message has every present key, in
     /// later ones no change is skipped and none repeated.
-    pub fn watch(&self, prefixes: &[&str]) -> Result<Receiver<(Revision, Vec<Change>)>, Error> {
+    pub fn watch(&self, prefixes: &[&str]) -> Result<Receiver<News>, Error> {
         let (news, receiver) = channel();
         let prefixes = prefixes.iter().map(|prefix| (*prefix).to_owned()).collect();
         self.shared.send(Command::Watch { prefixes, news })?;
@@ -311,7 +314,7 @@ struct Worker {
     next_user: u64,
     opens: BTreeMap<AdminTicket, Sender<Result<ImageHandle, AdminError>>>,
     metas: BTreeMap<AdminTicket, Sender<Result<MetaReply, AdminError>>>,
-    watch: Option<(AdminTicket, Sender<(Revision, Vec<Change>)>)>,
+    watch: Option<(AdminTicket, Sender<News>)>,
     commands: Commands,
 }
 

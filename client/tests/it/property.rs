@@ -108,6 +108,10 @@ impl Run {
         }
     }
 
+    fn is_up(&self, node: usize) -> bool {
+        self.world.cluster.nodes[node].up
+    }
+
     fn misfortune(&mut self) {
         let node = self.draw(NODES as u64) as usize;
         match self.draw(10) {
@@ -121,22 +125,14 @@ impl Run {
                 let conns = self.world.conns_to(|to| (100..200).contains(&to.port()));
                 conns.into_iter().for_each(|conn| self.world.cut(conn));
             }
-            2 if self.world.cluster.nodes.iter().filter(|n| n.up).count() > 1 => {
-                if self.world.cluster.nodes[node].up {
-                    self.world.kill(node);
-                }
+            2 if self.is_up(node) && self.world.cluster.nodes.iter().filter(|n| n.up).count() > 1 => {
+                self.world.kill(node);
             }
-            3 => {
-                if !self.world.cluster.nodes[node].up {
-                    self.world.cluster.revive(node);
-                }
-            }
-            4 => {
+            3 if !self.is_up(node) => self.world.cluster.revive(node),
+            4 if self.is_up(node) => {
                 let slice = self.world.cluster.nodes[node].slice;
                 let pg = self.draw(u64::from(PGS)) as u32;
-                if self.world.cluster.nodes[node].up {
-                    self.world.cluster.set_primary(pg, Some(slice));
-                }
+                self.world.cluster.set_primary(pg, Some(slice));
             }
             5 => {
                 let pg = self.draw(u64::from(PGS)) as u32;

@@ -1,6 +1,7 @@
 //! The library over real TCP against a cluster that answers with wire frames, from Rust and from C.
 
 #![allow(clippy::disallowed_methods, reason = "the test's server is threads and sockets")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on shall panic")]
 
 mod blocking;
 mod c_program;
