@@ -4,11 +4,10 @@
 //! Three single-reactor nodes with disks on tmpfs and fio with our engine share one core, so that the
 //! figures are software cost and nothing else; plain fio on a tmpfs file on the same core, in the same
 //! minute, is the yardstick R. `rows` says what is measured and what is to be reached, `setting` makes the
-//! cluster and pins everything, `counters` reads the nodes' metrics, `report` prints and writes.
+//! cluster and pins everything, `report` prints and writes.
 //!
 //! This room may know the client, and the parts of `cli` that start nodes and fio. Start reading at `run`.
 
-mod counters;
 mod report;
 mod rows;
 mod setting;
@@ -16,7 +15,7 @@ mod setting;
 use clap::Parser;
 use cli::error::CliError;
 use cli::fio::{FioResult, Target};
-use counters::Counters;
+use cli::scrape::Counters;
 use report::{Measured, Report};
 use rows::{ROWS, Row};
 use setting::Setting;

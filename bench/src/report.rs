@@ -1,10 +1,10 @@
 //! The table for people and the file for programs.
 
-use crate::counters::Counters;
 use crate::rows::{Reach, Row, Value};
 use cli::error::CliError;
 use cli::fio::FioResult;
 use cli::output::{self, Table};
+use cli::scrape::Counters;
 use serde_json::{Map, json};
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,5 @@
 //! The setting: one core, tmpfs, three nodes, one image, one plain file.
 
-use crate::counters::{Counters, scrape};
 use crate::rows::Row;
 use cli::children::{Fleet, FleetPlan};
 use cli::cluster::Cluster;
@@ -9,6 +8,7 @@ use cli::error::CliError;
 use cli::fio::{FioJob, FioResult, Target};
 use cli::health::ClusterStatus;
 use cli::procfs;
+use cli::scrape::{Counters, fleet_counters};
 use control::admin::PoolSpec;
 use placement::FailureDomain;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -199,13 +199,7 @@ impl Setting {
 
     /// The nodes' own counters.
     pub fn counters(&self) -> Result<Counters, CliError> {
-        let mut sum = Counters::default();
-        for node in &self.fleet.nodes {
-            if let Some(addresses) = &node.addresses {
-                sum.add(&scrape(addresses.http)?);
-            }
-        }
-        Ok(sum)
+        fleet_counters(&self.fleet)
     }
 
     /// Stops the nodes cleanly.

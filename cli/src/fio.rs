@@ -97,8 +97,10 @@ impl FioJob {
         let log = std::fs::OpenOptions::new().create(true).truncate(true).write(true).open(&errors);
         let log = log.map_err(|source| CliError::Io { what: format!("open {}", errors.display()), source })?;
         let out = log.try_clone().map_err(|source| CliError::Io { what: "duplicate a file".into(), source })?;
-        let mut command = Command::new("fio");
+        // setpriv (util-linux) makes the kernel end fio with this process, whatever happens to it.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL", "--", "fio"])
             .arg(format!("--name={}", self.name))
             .args([format!("--rw={}", self.rw), format!("--bs={}", self.bs)])
             .args([format!("--iodepth={}", self.depth), "--direct=1".into(), "--thread".into()])

@@ -23,6 +23,7 @@ pub mod health;
 pub mod node;
 pub mod output;
 pub mod procfs;
+pub mod scrape;
 pub mod stop;
 pub mod transfer;
 pub mod units;

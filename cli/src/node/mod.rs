@@ -17,12 +17,14 @@ use crate::output;
 use assemble::Assembled;
 use control::{Phase, StatusInner};
 use engine::CoreMsg;
+use reactor::backend::{LaunchError, Running};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
-use wire::CONTROL_CORE;
+use wire::{CONTROL_CORE, CoreId};
 
 /// How long a clean stop may take before the process ends anyway: the control core gives the data cores
 /// two seconds and the metadata group one.
@@ -38,6 +40,23 @@ pub fn die_with_parent() -> Result<(), CliError> {
         .map_err(|error| CliError::Io { what: "tie this process to its parent".into(), source: error.into() })
 }
 
+/// How a core ended.
+type Ended = (CoreId, Result<(), LaunchError>);
+
+/// Waits for the ends of cores in a thread of its own, so that the main thread can wait for several things.
+#[allow(clippy::disallowed_methods, reason = "the process around the cores, outside the seam")]
+fn watch_cores(mut running: Running) -> std::io::Result<Receiver<Ended>> {
+    let (tell, ended) = channel();
+    std::thread::Builder::new().name("watch".into()).spawn(move || {
+        while let Some(end) = running.wait_any() {
+            if tell.send(end).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(ended)
+}
+
 /// Runs a node until it is told to stop or cannot go on.
 pub fn run(config: &NodeConfig, port_file: Option<&Path>) -> Result<(), CliError> {
     let failed = |why: String| CliError::Node { node: config.id, why };
@@ -47,14 +66,20 @@ pub fn run(config: &NodeConfig, port_file: Option<&Path>) -> Result<(), CliError
     let Assembled { plans, status } = assemble::assemble(config)?;
     let running = reactor::backend::launch(plans).map_err(|error| failed(error.to_string()))?;
     let poster = running.poster(CONTROL_CORE).ok_or_else(|| failed("it has no control core".into()))?;
+    let ended = watch_cores(running).map_err(|error| failed(format!("cannot watch its cores: {error}")))?;
     let mut ready = false;
     let mut stopping: Option<Deadline> = None;
+    let mut end: Option<Ended> = None;
     loop {
         let now = status.get();
-        match &now.phase {
-            Phase::Failed(error) => return Err(failed(error.to_string())),
-            Phase::Stopped => break,
-            Phase::Registered if !ready => {
+        match (&now.phase, end.take()) {
+            (Phase::Failed(error), _) => return Err(failed(error.to_string())),
+            (_, Some((_, Err(error)))) => return Err(failed(error.to_string())),
+            (Phase::Stopped, _) => break,
+            (_, Some((core, Ok(())))) if stopping.is_none() => {
+                return Err(failed(format!("core {core} ended by itself")));
+            }
+            (Phase::Registered, None) if !ready => {
                 ready = true;
                 announce(config, &now, port_file)?;
             }
@@ -64,7 +89,7 @@ pub fn run(config: &NodeConfig, port_file: Option<&Path>) -> Result<(), CliError
             if stopping.is_some() {
                 return Err(failed("it was told twice to stop".into()));
             }
-            tracing::info!(node = %config.id, "stopping");
+            tracing::info!(node = %config.id, "told to stop");
             notify::stopping();
             stopping = Some(Deadline::after(STOP_LIMIT));
             if poster.post(Box::new(CoreMsg::Stop)).is_err() {
@@ -75,9 +100,18 @@ pub fn run(config: &NodeConfig, port_file: Option<&Path>) -> Result<(), CliError
             return Err(failed(format!("it did not stop within {} s", STOP_LIMIT.as_secs())));
         }
         let patient = ready && stopping.is_none();
-        std::thread::park_timeout(if patient { RUNNING_POLL } else { STARTING_POLL });
+        match ended.recv_timeout(if patient { RUNNING_POLL } else { STARTING_POLL }) {
+            Ok(news) => end = Some(news),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break, // every core has ended, each in order
+        }
     }
-    running.join().map_err(|error| failed(error.to_string()))
+    // The others end now; what they have to say still counts.
+    let deadline = stopping.unwrap_or_else(|| Deadline::after(STOP_LIMIT));
+    while let Ok((_, result)) = ended.recv_timeout(deadline.left()) {
+        result.map_err(|error| failed(error.to_string()))?;
+    }
+    Ok(())
 }
 
 /// Tells whoever started the node that it serves, and where.

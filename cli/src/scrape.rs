@@ -1,6 +1,6 @@
-//! The nodes' own counters, from their metrics pages.
+//! The nodes' own counters, from their metrics pages: for the benchmark and the tests.
 
-use cli::error::CliError;
+use crate::error::CliError;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -15,6 +15,15 @@ pub struct Counters {
     pub enters: f64,
     /// Heap allocations of data cores' threads.
     pub allocations: f64,
+}
+
+/// The counters of all nodes of a fleet that serve.
+pub fn fleet_counters(fleet: &crate::children::Fleet) -> Result<Counters, CliError> {
+    let mut sum = Counters::default();
+    for addresses in fleet.nodes.iter().filter_map(|node| node.addresses.as_ref()) {
+        sum.add(&scrape(addresses.http)?);
+    }
+    Ok(sum)
 }
 
 impl Counters {
