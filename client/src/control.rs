@@ -89,6 +89,8 @@ pub(crate) struct Control {
     next_ticket: u64,
     /// The greeting's refusal by the address tried last.
     refusal: Option<(SocketAddr, Status)>,
+    /// When `tick` is wanted, at the latest.
+    wake_at: Option<Mono>,
 }
 
 impl Control {
@@ -110,6 +112,7 @@ impl Control {
             calls: BTreeMap::new(),
             next_ticket: 1,
             refusal: None,
+            wake_at: None,
         }
     }
 
@@ -184,7 +187,9 @@ impl Control {
             _ => ROUND_PAUSE_MIN_MS.saturating_mul(1 << rounds.min(10)).min(ROUND_PAUSE_MAX_MS),
         };
         self.pinged = None;
-        self.link = Link::Down { retry_at: env.now().plus_ms(pause) };
+        let retry_at = env.now().plus_ms(pause);
+        self.link = Link::Down { retry_at };
+        self.wake_by(retry_at);
         if pause == 0 {
             self.connect(env);
         }
@@ -368,6 +373,8 @@ impl Control {
                 call.sent = false;
                 call.last = status;
                 call.retry_at = env.now().plus_ms(META_RETRY_MS);
+                let at = call.retry_at;
+                self.wake_by(at);
                 return None;
             }
         }
@@ -393,15 +400,23 @@ impl Control {
         matches!(self.link, Link::Up(_))
     }
 
-    /// Looks after time: reconnects, repeats, gives up, asks for signs of life. Returns when to call again.
-    pub(crate) fn tick(&mut self, env: &mut dyn Env, busy: bool, late: bool) -> (Vec<News>, Option<Mono>) {
+    /// When `tick` is wanted, at the latest; `None` when the usual housekeeping is soon enough.
+    pub(crate) fn wake_at(&self) -> Option<Mono> {
+        self.wake_at
+    }
+
+    fn wake_by(&mut self, at: Mono) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// Looks after time: reconnects, repeats, gives up, asks for signs of life.
+    pub(crate) fn tick(&mut self, env: &mut dyn Env, busy: bool, late: bool) -> Vec<News> {
         let now = env.now();
         let mut news = Vec::new();
-        let mut wake: Option<Mono> = None;
-        let mut by = |at: Mono| wake = Some(wake.map_or(at, |earlier| earlier.min(at)));
+        self.wake_at = None;
         match self.link {
             Link::Down { retry_at } if retry_at <= now => self.connect(env),
-            Link::Down { retry_at } => by(retry_at),
+            Link::Down { retry_at } => self.wake_by(retry_at),
             Link::Greeting(conn) | Link::Up(conn) => self.watch(env, conn, busy, late),
             Link::Connecting(_) | Link::Closing(_) => {}
         }
@@ -411,13 +426,14 @@ impl Control {
             news.extend(self.expire_call(ticket));
         }
         self.send_calls(env);
-        for call in self.calls.values() {
-            by(call.deadline);
-            if !call.sent && call.retry_at > now {
-                by(call.retry_at);
-            }
+        let due = |call: &Call| if call.sent { call.deadline } else { call.retry_at.max(now.plus_ms(1)) };
+        // What waits for a connection is sent when it comes: only its deadline counts until then.
+        let up = self.is_up();
+        let due = |call: &Call| if up { due(call).min(call.deadline) } else { call.deadline };
+        if let Some(at) = self.calls.values().map(due).min() {
+            self.wake_by(at);
         }
-        (news, wake)
+        news
     }
 
     fn expire_call(&mut self, ticket: u64) -> Option<News> {

@@ -177,7 +177,8 @@ impl ClientCore {
         self.io.pump(env, &self.map);
         let busy = self.io.is_busy() || !self.openings.is_empty();
         let by = env.now().plus_ms(if busy { TICK_BUSY_MS } else { TICK_IDLE_MS });
-        self.arm(env, self.io.wake_at.map_or(by, |at| at.min(by)));
+        let by = [self.io.wake_at, self.control.wake_at()].into_iter().flatten().fold(by, Mono::min);
+        self.arm(env, by);
     }
 
     fn arm(&mut self, env: &mut dyn Env, at: Mono) {
@@ -195,14 +196,11 @@ impl ClientCore {
         let late = now.since(due) > LATE_MS * 1_000_000;
         self.io.tick(env, late);
         let busy = self.io.is_busy() || !self.openings.is_empty() || !self.askers.is_empty();
-        let (news, wake) = self.control.tick(env, busy, late);
+        let news = self.control.tick(env, busy, late);
         for item in news {
             self.news(env, item);
         }
         self.expire_openings(now);
-        if let Some(at) = wake {
-            self.arm(env, at.max(now.plus_ms(1)));
-        }
     }
 
     fn news(&mut self, env: &mut dyn Env, news: News) {
