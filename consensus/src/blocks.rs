@@ -16,7 +16,8 @@ pub const LOG_HEADER_BYTES: usize = 48;
 const SUPER_MAGIC: [u8; 4] = *b"DRMS";
 const HEAD_MAGIC: [u8; 4] = *b"DRMH";
 const LOG_MAGIC: [u8; 4] = *b"DRML";
-const VERSION: u32 = 1;
+/// Version of the whole region's format.
+pub const VERSION: u32 = 1;
 
 /// A whole block with its checksum set: `magic, crc32 of bytes 8.., body`.
 fn seal(magic: [u8; 4], body: &[u8]) -> Vec<u8> {
@@ -108,6 +109,11 @@ impl Super {
             body.extend_from_slice(&voter.0.to_le_bytes());
         }
         seal(SUPER_MAGIC, &body)
+    }
+
+    /// The format version of an undamaged superblock, whatever it is.
+    pub fn version(block: &[u8]) -> Option<u32> {
+        open(SUPER_MAGIC, block)?.u32()
     }
 
     /// From a block; `None` when it is none of this version, or damaged.

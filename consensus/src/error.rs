@@ -19,6 +19,9 @@ pub enum MetaError {
     /// The region holds something, but its superblock is neither valid nor blank.
     #[error("the superblock of the metadata region is damaged")]
     SuperblockDamaged,
+    /// The region was written by another version of the format.
+    #[error("the metadata region has format version {0}")]
+    OtherVersion(u32),
     /// The region belongs to another cluster.
     #[error("the metadata region belongs to cluster {0}")]
     OtherCluster(ClusterId),

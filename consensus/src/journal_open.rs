@@ -2,7 +2,7 @@
 //! snapshot), decides what counts, erases what a torn write left, and flushes the device, because an
 //! earlier run's last write may sit in its cache and everything read is from now on treated as durable.
 
-use crate::blocks::{Geometry, Head, SUPER_BLOCKS, Super, decode_log_block};
+use crate::blocks::{Geometry, Head, SUPER_BLOCKS, Super, VERSION, decode_log_block};
 use crate::bounds::{IO_BYTES_MAX, REGION_BYTES_MIN};
 use crate::error::MetaError;
 use crate::journal::{Blocks, Journal, Ops, Place};
@@ -159,6 +159,9 @@ impl Opening {
     }
 
     fn took_supers(&mut self, env: &mut dyn Env, bytes: &[u8]) -> Result<(), MetaError> {
+        if let Some(version) = bytes.chunks(BLOCK_BYTES).filter_map(Super::version).find(|v| *v != VERSION) {
+            return Err(MetaError::OtherVersion(version));
+        }
         self.supers = bytes.chunks(BLOCK_BYTES).map(Super::decode).collect();
         self.blank = bytes.iter().all(|byte| *byte == 0);
         self.read_head(env, 0)

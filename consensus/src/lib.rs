@@ -3,12 +3,13 @@
 //!
 //! `node::MetaNode` is a synchronous state machine over the environment's traits: its owner hands in disk
 //! completions, ticks, messages and requests, calls `flush`, and takes outputs with `poll`. Inside,
-//! `running` drives the crate `raft`, `journal` its durable log and snapshots, `machine` the replicated
+//! `running` (with `asking` and `images`) drives the crate `raft`, `journal` its durable log and snapshots, `machine` the replicated
 //! state, `serving` what only a leader knows, `reads` linearizable reads, `transfer` images between
 //! voters. `bounds` has every limit; `docs/metadata.md` says what is guaranteed, and shows the bytes.
 //!
 //! This room knows `wire` and the traits of `reactor`. Start reading at `node`, then `running`.
 
+mod asking;
 mod blocks;
 pub mod bounds;
 mod check;
@@ -16,6 +17,7 @@ pub mod codec;
 mod error;
 mod guard;
 mod image;
+mod images;
 mod journal;
 mod journal_open;
 mod kv;

@@ -7,33 +7,32 @@
 
 use crate::blocks::{Hard, Record};
 use crate::bounds::*;
-use crate::codec::{Body, Command, Op, Packet, RaftMsg, RequestId};
+use crate::codec::{Body, Command, Packet, RaftMsg};
 use crate::error::MetaError;
 use crate::guard;
 use crate::image::{self, Image, Parts};
 use crate::journal::{Event, Journal};
 use crate::journal_open::Recovered;
-use crate::machine::{Ephemeral, Known, LeaseEvent, Machine};
+use crate::machine::{Ephemeral, LeaseEvent, Machine};
 use crate::memlog::MemLog;
 use crate::node::{Ctx, MetaConfig, MetaOutput};
 use crate::planted::Bug;
 use crate::reads::Reads;
 use crate::requests::Stage;
 use crate::serving::Serving;
-use crate::transfer::{Next, Received, Transfers};
+use crate::transfer::{Next, Transfers};
 use raft::eraftpb::{Entry, Message, MessageType};
 use raft::{RawNode, SnapshotStatus, StateRole};
 use reactor::{DiskError, Env, Token};
 use std::collections::{BTreeSet, VecDeque};
-use wire::control::{MetaReply, MetaRequest};
-use wire::{NodeId, Status};
+use wire::NodeId;
 
 /// Rounds of `Ready` handled in one flush: each needs new input, so this is never reached; it bounds a
 /// step all the same.
 const READY_ROUNDS_MAX: usize = 64;
 
 /// Messages that wait for the journal.
-struct Wait {
+pub(crate) struct Wait {
     ready: u64,
     seq: u64,
     term: u64,
@@ -42,10 +41,10 @@ struct Wait {
 
 /// Search of a new leader for ephemeral state that another voter still has.
 #[derive(Default)]
-struct Search {
-    since: u64,
-    lost: BTreeSet<NodeId>,
-    reset_proposed: bool,
+pub(crate) struct Search {
+    pub(crate) since: u64,
+    pub(crate) lost: BTreeSet<NodeId>,
+    pub(crate) reset_proposed: bool,
 }
 
 /// A voter in operation.
@@ -55,22 +54,22 @@ pub struct Running {
     pub(crate) machine: Machine,
     pub(crate) serving: Option<Serving>,
     pub(crate) reads: Reads,
-    transfers: Transfers,
-    waits: VecDeque<Wait>,
-    appended_seq: u64,
-    durable_seq: u64,
+    pub(crate) transfers: Transfers,
+    pub(crate) waits: VecDeque<Wait>,
+    pub(crate) appended_seq: u64,
+    pub(crate) durable_seq: u64,
     /// Term of the hard state that is durable.
-    durable_term: u64,
-    to_apply: VecDeque<Entry>,
-    installing: Option<Image>,
-    ephemeral_image: Option<Image>,
+    pub(crate) durable_term: u64,
+    pub(crate) to_apply: VecDeque<Entry>,
+    pub(crate) installing: Option<Image>,
+    pub(crate) ephemeral_image: Option<Image>,
     /// Bytes of entries received since the last flush.
-    received_bytes: usize,
-    search: Option<Search>,
-    ticks: u64,
-    election_ticks: usize,
-    timeout_of: (u64, u64, StateRole),
-    told_leader: (u64, u64),
+    pub(crate) received_bytes: usize,
+    pub(crate) search: Option<Search>,
+    pub(crate) ticks: u64,
+    pub(crate) election_ticks: usize,
+    pub(crate) timeout_of: (u64, u64, StateRole),
+    pub(crate) told_leader: (u64, u64),
 }
 
 fn draw_timeout(env: &mut dyn Env) -> usize {
@@ -173,7 +172,7 @@ impl Running {
         (self.raw.raft.leader_id != 0).then_some(NodeId(self.raw.raft.leader_id))
     }
 
-    fn send(ctx: &mut Ctx<'_>, to: NodeId, body: Body) {
+    pub(crate) fn send(ctx: &mut Ctx<'_>, to: NodeId, body: Body) {
         let bytes = Packet { cluster: ctx.config.cluster, from: ctx.config.node, body }.encode();
         ctx.out.push_back(MetaOutput::Send { to, bytes });
     }
@@ -208,61 +207,6 @@ impl Running {
         self.expire_leases(ctx);
         self.seek_ephemeral(ctx);
         Ok(())
-    }
-
-    fn expire_leases(&mut self, ctx: &mut Ctx<'_>) {
-        let Some(serving) = &self.serving else { return };
-        for lease in serving.expired(&self.machine, ctx.env.now()) {
-            self.propose(RequestId::default(), Op::LeaseEnd { lease });
-        }
-    }
-
-    /// Asks for the ephemeral part while it is lost here.
-    fn seek_ephemeral(&mut self, ctx: &mut Ctx<'_>) {
-        if self.machine.ephemeral == Ephemeral::Known {
-            self.search = None;
-            return;
-        }
-        if !self.is_leader() {
-            self.search = None;
-            let leader = self.leader().filter(|_| self.ticks.is_multiple_of(2));
-            if let Some(leader) = leader.filter(|_| self.transfers.ephemeral_arriving().is_none()) {
-                Self::send(ctx, leader, Body::WantEphemeral);
-            }
-            return;
-        }
-        if !self.raw.raft.apply_to_current_term() {
-            return;
-        }
-        let ticks = self.ticks;
-        let new = self.search.is_none();
-        let search = self.search.get_or_insert_with(|| Search { since: ticks, ..Search::default() });
-        let voters = ctx.config.voters.len();
-        let hopeless = 2 * (search.lost.len() + 1) > voters;
-        if hopeless || ticks - search.since >= EPHEMERAL_WAIT_TICKS {
-            if !search.reset_proposed {
-                search.reset_proposed = true;
-                self.propose(RequestId::default(), Op::EphemeralReset);
-            }
-        } else if new || (ticks - search.since).is_multiple_of(2) {
-            for to in ctx.others() {
-                Self::send(ctx, to, Body::WantEphemeral);
-            }
-        }
-    }
-
-    /// Puts a command into the log; refusals are left to the origin's retry.
-    fn propose(&mut self, id: RequestId, op: Op) {
-        let index = self.raw.raft.raft_log.last_index() + 1;
-        let command = Command { id, op };
-        if self.raw.propose(Vec::new(), command.encode()).is_err() {
-            return;
-        }
-        if self.raw.raft.raft_log.last_index() == index
-            && let Some(serving) = &mut self.serving
-        {
-            serving.proposed(&self.machine, index, command);
-        }
     }
 
     /// A packet of another voter of this cluster.
@@ -328,74 +272,6 @@ impl Running {
         Ok(())
     }
 
-    fn offer_ephemeral(&mut self, ctx: &mut Ctx<'_>, to: NodeId) {
-        if self.machine.ephemeral == Ephemeral::Lost {
-            Self::send(ctx, to, Body::EphemeralLost);
-        } else if !self.transfers.is_sending(to, false) {
-            let bytes = image::encode(&self.machine, Parts::Ephemeral);
-            let (term, index) = (self.raw.raft.term, self.machine.index);
-            let chunk = self.transfers.start(to, false, term, index, bytes, self.ticks);
-            Self::send(ctx, to, Body::Chunk(chunk));
-        }
-    }
-
-    /// Starts to send the whole state as a snapshot.
-    fn send_snapshot(&mut self, ctx: &mut Ctx<'_>, to: NodeId) {
-        if self.transfers.is_sending(to, true) {
-            return;
-        }
-        let bytes = image::encode(&self.machine, Parts::Whole);
-        let (term, index) = (self.raw.raft.term, self.machine.index);
-        let chunk = self.transfers.start(to, true, term, index, bytes, self.ticks);
-        Self::send(ctx, to, Body::Chunk(chunk));
-    }
-
-    /// An image has arrived complete.
-    fn on_image(&mut self, ctx: &mut Ctx<'_>, from: NodeId, received: Received) {
-        let Ok(image) = image::decode(&received.bytes) else {
-            ctx.counters.refused += 1;
-            return;
-        };
-        if !received.whole {
-            self.ephemeral_image = Some(image);
-            self.take_ephemeral(ctx);
-            return;
-        }
-        if !image.durable || image.index == 0 || received.term < self.raw.raft.term || self.is_leader() {
-            return;
-        }
-        let mut message = Message::default();
-        message.set_msg_type(MessageType::MsgSnapshot);
-        message.from = from.0;
-        message.to = ctx.config.node.0;
-        message.term = received.term;
-        let conf_state = self.raw.store().conf_state();
-        let meta = message.mut_snapshot().mut_metadata();
-        meta.index = image.index;
-        meta.term = image.term;
-        meta.set_conf_state(conf_state);
-        if self.installing.is_none() {
-            self.installing = Some(image);
-            drop(self.raw.step(message));
-            if self.raw.snap().is_none() {
-                self.installing = None; // Raft had all of it
-            }
-        }
-    }
-
-    /// Takes over an ephemeral image when it is of exactly the applied index; keeps a later one.
-    fn take_ephemeral(&mut self, ctx: &mut Ctx<'_>) {
-        let Some(image) = self.ephemeral_image.take() else { return };
-        if image.index > self.machine.index && self.machine.ephemeral == Ephemeral::Lost {
-            self.ephemeral_image = Some(image);
-        } else if image.index == self.machine.index
-            && let Some(part) = image.ephemeral
-        {
-            let changes = self.machine.install_ephemeral(part, image.revision);
-            ctx.tell(changes);
-        }
-    }
-
     /// A completion of the disk.
     pub fn on_disk(
         &mut self,
@@ -432,29 +308,7 @@ impl Running {
         }
     }
 
-    fn install(&mut self, ctx: &mut Ctx<'_>, image: Image) {
-        let (index, term) = (image.index, image.term);
-        self.to_apply.retain(|entry| entry.index > index);
-        let changes = self.machine.install(image);
-        ctx.tell(changes);
-        self.raw.mut_store().applied = (index, term);
-        self.raw.advance_apply_to(index);
-        // Requests whose entries lie inside the snapshot were answered there.
-        let done: Vec<_> = ctx
-            .requests
-            .pending
-            .keys()
-            .filter_map(|seq| match self.machine.known(ctx.requests.id(*seq)) {
-                Known::Done(outcome) => Some((*seq, outcome)),
-                _ => None,
-            })
-            .collect();
-        for (seq, outcome) in done {
-            ctx.requests.complete(seq, outcome.reply());
-        }
-    }
-
-    fn send_messages(&mut self, ctx: &mut Ctx<'_>, messages: Vec<Message>) {
+    pub(crate) fn send_messages(&mut self, ctx: &mut Ctx<'_>, messages: Vec<Message>) {
         for message in messages {
             let to = NodeId(message.to);
             if message.get_msg_type() == MessageType::MsgSnapshot {
@@ -622,119 +476,6 @@ impl Running {
             self.appended_seq = self.journal.rewrite(records.into_iter());
         }
         Ok(())
-    }
-
-    /// Hands waiting requests to the leader, if there is one.
-    pub fn drive_requests(&mut self, ctx: &mut Ctx<'_>) {
-        let Some(leader) = self.leader() else { return };
-        let here = leader == ctx.config.node;
-        if here && self.serving.is_none() {
-            return;
-        }
-        let idle: Vec<u64> =
-            ctx.requests.pending.iter().filter(|(_, p)| p.stage == Stage::Idle).map(|(s, _)| *s).collect();
-        for seq in idle {
-            let id = ctx.requests.id(seq);
-            let Some(pending) = ctx.requests.pending.get_mut(&seq) else { continue };
-            if matches!(pending.request, MetaRequest::Range { .. }) {
-                if self.reads.add_range(seq) {
-                    pending.stage = Stage::Reading;
-                }
-                continue;
-            }
-            pending.stage = Stage::Sent(self.ticks);
-            pending.maybe_done = true;
-            let request = pending.request.clone();
-            if here {
-                self.on_request(ctx, id, request, leader);
-            } else {
-                Self::send(ctx, leader, Body::Forward { id, request });
-            }
-        }
-    }
-
-    fn answer(&mut self, ctx: &mut Ctx<'_>, to: NodeId, id: RequestId, reply: MetaReply) {
-        if to == ctx.config.node {
-            ctx.requests.complete(id.seq, reply);
-        } else {
-            Self::send(ctx, to, Body::Answer { session: id.session, seq: id.seq, reply });
-        }
-    }
-
-    /// A request for the leader. Whatever is not answered here is answered when it has been applied, at
-    /// its origin, or comes again.
-    fn on_request(&mut self, ctx: &mut Ctx<'_>, id: RequestId, request: MetaRequest, from: NodeId) {
-        if self.serving.is_none() || id.session == 0 {
-            return;
-        }
-        if from != ctx.config.node && !crate::check::is_valid(&request) {
-            return self.answer(ctx, from, id, MetaReply::failed(Status::Invalid));
-        }
-        match self.machine.known(id) {
-            Known::Done(outcome) => return self.answer(ctx, from, id, outcome.reply()),
-            Known::GivenUp => return,
-            Known::New => {}
-        }
-        let forget = ctx.config.planted.has(Bug::DedupForgotten);
-        let Some(serving) = &mut self.serving else { return };
-        if serving.is_full() || self.journal.is_crowded() || serving.is_proposed(id) && !forget {
-            return;
-        }
-        let op = match request {
-            MetaRequest::Range { .. } => return,
-            MetaRequest::Txn { compares, writes } => {
-                let durable_max = self.journal.geometry.image_bytes_max().saturating_sub(IMAGE_RESERVE_BYTES);
-                let verdict = serving.decide(&self.machine, &compares, &writes, durable_max);
-                let applies = verdict == crate::codec::Verdict::Apply;
-                let writes = if applies { writes } else { Vec::new() };
-                Op::Txn { verdict, writes, stripped: false }
-            }
-            MetaRequest::LeaseRevoke { lease } => Op::LeaseEnd { lease },
-            MetaRequest::LeaseKeep { lease, ttl_ms } => {
-                match serving.keep(&self.machine, lease, ttl_ms, ctx.env.now()) {
-                    Ok(ttl_ms) => return self.reads.add_keep(from, id, lease, ttl_ms),
-                    Err(op) => op,
-                }
-            }
-        };
-        self.propose(id, op);
-    }
-
-    fn on_read_state(&mut self, ctx: &mut Ctx<'_>, index: u64, context: &[u8]) {
-        let Some(group) = self.reads.confirmed(context) else { return };
-        for seq in group.ranges {
-            if let Some(pending) = ctx.requests.pending.get_mut(&seq) {
-                pending.stage = Stage::ReadAt(index);
-            }
-        }
-        for keep in group.keeps {
-            // Leadership held after the renewal had come in, so no later leader counts from an earlier time.
-            let holds = self.serving.as_ref().is_some_and(|s| s.holds(&self.machine, keep.lease));
-            if holds {
-                self.answer(ctx, keep.from, keep.id, MetaReply::Lease { ttl_ms: keep.ttl_ms });
-            }
-        }
-    }
-
-    /// Answers confirmed reads that the applied state has caught up with.
-    fn serve_reads(&mut self, ctx: &mut Ctx<'_>) {
-        if !self.machine.is_ready() {
-            return;
-        }
-        let due: Vec<u64> = ctx
-            .requests
-            .pending
-            .iter()
-            .filter(|(_, p)| matches!(p.stage, Stage::ReadAt(index) if index <= self.machine.index))
-            .map(|(seq, _)| *seq)
-            .collect();
-        for seq in due {
-            let Some(pending) = ctx.requests.pending.get(&seq) else { continue };
-            if let MetaRequest::Range { prefix, limit } = &pending.request {
-                let reply = crate::reads::range(self.machine.kv(), prefix, *limit);
-                ctx.requests.complete(seq, reply);
-            }
-        }
     }
 
     /// Another voter's process is known to be gone: do not wait for the whole timeout. The remaining
