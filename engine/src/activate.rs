@@ -90,7 +90,7 @@ impl DataCore {
         let Some(member) = primary.members.get_mut(index) else { return };
         if header.status == Status::StaleEpoch {
             if header.epoch > epoch {
-                self.depose(env, key, header.epoch);
+                self.supersede(key, header.epoch);
             }
             return;
         }
@@ -170,8 +170,12 @@ impl DataCore {
         for member in &mut primary.members {
             member.seen = Vec::new();
         }
-        let held: Vec<Key> =
-            self.ops.iter().filter(|(_, op)| op.pg == key && op.pending & HOLD != 0).map(|(at, _)| at).collect();
+        let held: Vec<Key> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| op.pg == key && op.pending & HOLD != 0)
+            .map(|(at, _)| at)
+            .collect();
         for at in held {
             self.bits_done(env, at, HOLD);
         }

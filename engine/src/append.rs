@@ -7,7 +7,7 @@
 use crate::config::*;
 use crate::core::{DataCore, Life, ticket};
 use crate::metrics::OpClass;
-use crate::op::{Client, Exclusive, LOCAL, Obj, Op, OpKind, Queue, Stage, range_mask};
+use crate::op::{Client, Exclusive, LOCAL, MEMBERS_MAX, Obj, Op, OpKind, Queue, Stage, range_mask};
 use crate::peer::request;
 use crate::pg::{Link, Pg, Phase};
 use crate::planted::Bug;
@@ -65,7 +65,7 @@ impl DataCore {
             FrameKind::Zero => OpKind::Zero,
             FrameKind::Delete => OpKind::Delete,
             FrameKind::Ping => return self.answer_status(env, conn, &header, Status::Ok),
-            kind if kind as u8 % 2 == 0 && kind != FrameKind::Control && kind != FrameKind::Hello => {
+            kind if (kind as u8).is_multiple_of(2) && kind != FrameKind::Control && kind != FrameKind::Hello => {
                 return self.answer_status(env, conn, &header, Status::Invalid);
             }
             _ => return self.drop_inbound(env, conn, false),
@@ -126,7 +126,10 @@ impl DataCore {
             Some(Conn::Inbound(inbound)) => inbound.ops >= CONN_OPS_MAX,
             _ => true,
         };
-        if busy || self.ops.len() >= CLIENT_OPS_MAX {
+        // What members send must always find memory: else two primaries could wait for each other's.
+        let (used, all) = env.arena().usage();
+        let full = kind == OpKind::Write && used / CLIENT_BUFFER_PARTS.0 > all / CLIENT_BUFFER_PARTS.1;
+        if busy || full || self.ops.len() >= CLIENT_OPS_MAX {
             return Err(Status::Busy);
         }
         check(kind, &frame.header, frame.payload.as_ref(), &frame.crcs)?;
@@ -162,7 +165,8 @@ impl DataCore {
         if !self.lease_holds(env) || copies < usize::from(update.pool.min_copies) {
             return Admission::Refuse(Status::NotActive);
         }
-        if primary.phase == Phase::Active { Admission::Start } else { Admission::Queue }
+        let active = primary.phase == Phase::Active && !primary.superseded;
+        if active { Admission::Start } else { Admission::Queue }
     }
 
     /// Looks again at everything in a PG's queue.
@@ -189,6 +193,14 @@ impl DataCore {
                     self.ops.remove(at);
                 }
             }
+        }
+    }
+
+    /// The same for all PGs: queues must not keep what nobody waits for any more.
+    pub(crate) fn recheck_queues(&mut self, env: &mut dyn Env) {
+        let keys: Vec<Key> = self.pgs.iter().filter(|(_, pg)| !pg.queue.is_empty()).map(|(key, _)| key).collect();
+        for key in keys {
+            self.recheck_queue(env, key);
         }
     }
 
@@ -279,7 +291,7 @@ impl DataCore {
     pub(crate) fn may_start(&self, key: Key, obj: Key, first: bool) -> bool {
         let (Some(op), Some(obj)) = (self.ops.get(key), self.objs.get(obj)) else { return false };
         let Some(primary) = self.primary(op.pg) else { return false };
-        if primary.phase != Phase::Active {
+        if primary.phase != Phase::Active || primary.superseded {
             return false;
         }
         let lacking = primary.lacking(op.object());
@@ -295,8 +307,8 @@ impl DataCore {
             }
             OpKind::Write | OpKind::Zero | OpKind::Delete => {
                 let mut blocked = obj.exclusive != Exclusive::Free || lacking != 0;
-                if self.bug(Bug::PushWithoutBlockingWrites) {
-                    blocked = obj.exclusive == Exclusive::Purge;
+                if self.bug(Bug::PushWithoutBlockingWrites) && matches!(obj.exclusive, Exclusive::Heal(_)) {
+                    blocked = false;
                 }
                 // A delete replaces the object whole: it needs no recovery first.
                 if op.kind == OpKind::Delete && obj.exclusive == Exclusive::Free {
@@ -329,7 +341,10 @@ impl DataCore {
         let (Some(op), Some(obj)) = (self.ops.get(key), self.objs.get(obj_key)) else { return };
         let (kind, pg, object, presence) = (op.kind, op.pg, op.object(), obj.presence);
         let Some(primary) = self.primary(pg) else { return };
-        let (at, epoch, members) = (primary.at, primary.epoch, primary.all_members());
+        let (at, epoch, mut members) = (primary.at, primary.epoch, primary.all_members());
+        if self.bug(Bug::PushWithoutBlockingWrites) && kind != OpKind::Delete {
+            members &= !primary.lacking(object);
+        }
         let exists = matches!(presence, Presence::Live(_));
         let nothing = !exists && matches!(kind, OpKind::Zero | OpKind::Delete) && obj.inflight.is_empty();
         if nothing && primary.lacking(object) == 0 {
@@ -367,7 +382,7 @@ impl DataCore {
         }
         self.count_object(pg, exists, matches!(kind, OpKind::Write | OpKind::Zero));
         self.count_inflight(env, pg, at, true);
-        for index in 0..members.count_ones() as usize {
+        for index in (0..MEMBERS_MAX).filter(|index| members >> index & 1 == 1) {
             self.send_change(env, key, index);
         }
     }
@@ -383,7 +398,13 @@ impl DataCore {
     }
 
     /// Hands a change to the own store.
-    fn store_change(&mut self, env: &mut dyn Env, key: Key, at: usize, version: Version) -> Result<(), StoreError> {
+    fn store_change(
+        &mut self,
+        env: &mut dyn Env,
+        key: Key,
+        at: usize,
+        version: Version,
+    ) -> Result<(), StoreError> {
         let Some(op) = self.ops.get(key) else { return Err(StoreError::Invalid) };
         let ticket = key.tagged(ticket::OP);
         let (object, block, blocks) = (op.object(), op.header.block, u32::from(op.header.blocks));
@@ -394,7 +415,7 @@ impl DataCore {
         }
         match op.kind {
             OpKind::Write => {
-                let data = op.payload.as_ref().map_or(&[][..], std::slice::from_ref);
+                let data = op.payload.as_slice();
                 store.write(env, ticket, object, version, block, data, &op.crcs)
             }
             OpKind::Zero => store.zero(env, ticket, object, version, block, blocks),

@@ -65,7 +65,7 @@ impl DataCore {
                 }
                 self.bits_done(env, key, 1 << index);
             }
-            Status::StaleEpoch if header.epoch > epoch => self.depose(env, pg, header.epoch),
+            Status::StaleEpoch if header.epoch > epoch => self.supersede(pg, header.epoch),
             // Sent under an epoch before this one; sent again when the member has activated this one.
             Status::StaleEpoch => {}
             Status::NotActive | Status::NotPrimary | Status::NotFound => {

@@ -44,6 +44,9 @@ pub const CONN_OPS_MAX: u32 = 1024;
 /// Client operations of one core under way. Their sub-operations, one per member, must fit one peer
 /// connection's send queue beside recovery and peering.
 pub const CLIENT_OPS_MAX: usize = 2048;
+/// Share of the core's buffer memory up to which client writes are accepted: half. The rest is for what
+/// members are sent.
+pub const CLIENT_BUFFER_PARTS: (usize, usize) = (1, 2);
 /// Sub-operations under way on one core as a member: what several peers with full queues can send. A
 /// peer that exceeds it is disconnected and sends again later.
 pub const SUB_OPS_MAX: usize = 16_384;

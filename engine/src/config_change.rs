@@ -135,7 +135,7 @@ impl DataCore {
         let mut moved = Vec::new();
         for member in &update.members {
             let peer = match self.primary(key).and_then(|p| p.member(member.slice)) {
-                Some(_) => self.peer_at(env, member.addr, member.node),
+                Some(_) => self.peer_at(env, member),
                 None => continue,
             };
             let in_sync = update.record.in_sync.contains(&member.slice);
@@ -154,6 +154,8 @@ impl DataCore {
             self.send_activate(env, key, index);
         }
         self.advance(env, key);
+        self.want_recovery(key);
+        self.want_purge(key);
     }
 
     fn new_members(&mut self, env: &mut dyn Env, slice: SliceId, update: &PgUpdate) -> Vec<MemberState> {
@@ -162,7 +164,7 @@ impl DataCore {
             let in_sync = update.record.in_sync.contains(acting);
             match update.members.iter().find(|member| member.slice == *acting) {
                 Some(member) => {
-                    let peer = self.peer_at(env, member.addr, member.node);
+                    let peer = self.peer_at(env, member);
                     members.push(MemberState::new(member, peer, in_sync));
                 }
                 None => tracing::error!(pg = %update.pg, slice = %acting, "acting member without an address"),
@@ -173,7 +175,8 @@ impl DataCore {
 
     fn fresh(&mut self, env: &mut dyn Env, key: Key, at: usize, slice: SliceId, update: &PgUpdate) {
         let members = self.new_members(env, slice, update);
-        let complete = members.len() + 1 == update.record.acting.len() && update.record.acting.contains(&slice);
+        let complete =
+            members.len() + 1 == update.record.acting.len() && update.record.acting.contains(&slice);
         if !complete {
             tracing::error!(pg = %update.pg, "record names members that cannot be resolved");
             return;
@@ -185,6 +188,7 @@ impl DataCore {
                 epoch: update.record.epoch,
                 phase: Phase::Settling,
                 served: false,
+                superseded: false,
                 members,
                 own: Vec::new(),
                 objects: 0,
@@ -229,6 +233,7 @@ impl DataCore {
         primary.members = members;
         let before = primary.epoch;
         primary.epoch = update.record.epoch;
+        primary.superseded = false;
         primary.phase = Phase::Activating;
         primary.own = Vec::new();
         self.carry_over(key, before, update.record.epoch, &kept);
@@ -266,7 +271,8 @@ impl DataCore {
         self.abandon_heals(env, key);
         let ops: Vec<Key> = self.ops.iter().filter(|(_, op)| op.pg == key).map(|(at, _)| at).collect();
         for at in ops {
-            let Some((stage, kind, pending)) = self.ops.get(at).map(|op| (op.stage, op.kind, op.pending)) else {
+            let Some((stage, kind, pending)) = self.ops.get(at).map(|op| (op.stage, op.kind, op.pending))
+            else {
                 continue;
             };
             match stage {
@@ -306,21 +312,42 @@ impl DataCore {
         self.reports_due = true;
     }
 
-    /// Somebody showed a newer epoch: serve nothing until the record follows.
-    pub(crate) fn depose(&mut self, env: &mut dyn Env, key: Key, epoch: Epoch) {
+    /// A member has shown a newer epoch: start nothing more until its record arrives. That record may
+    /// well name this process again; then what is in flight goes on.
+    pub(crate) fn supersede(&mut self, key: Key, epoch: Epoch) {
         let Some(pg) = self.pgs.get_mut(key) else { return };
         if epoch > pg.promised {
             pg.promised = epoch;
             pg.promised_primary = None;
         }
-        if pg.primary.as_ref().is_some_and(|p| p.epoch < epoch) {
+        if let Some(primary) = pg.primary.as_deref_mut()
+            && primary.epoch < epoch
+        {
+            primary.superseded = true;
+        }
+    }
+
+    /// Primaries that were shown a newer epoch and whose lease is over wait for nothing any more.
+    pub(crate) fn end_superseded(&mut self, env: &mut dyn Env) {
+        if self.lease_holds(env) {
+            return;
+        }
+        let ended: Vec<Key> = self
+            .pgs
+            .iter()
+            .filter(|(_, pg)| pg.primary.as_ref().is_some_and(|primary| primary.superseded))
+            .map(|(key, _)| key)
+            .collect();
+        for key in ended {
             self.step_down(env, key, Status::StaleEpoch);
         }
     }
 
     /// Own change in flight of a PG: one more (`+1`) or one less, with what waits for none being left.
     pub(crate) fn count_inflight(&mut self, env: &mut dyn Env, key: Key, slice_at: usize, up: bool) {
-        let Some(local) = self.pgs.get_mut(key).and_then(|pg| pg.locals.iter_mut().find(|l| l.at == slice_at)) else {
+        let Some(local) =
+            self.pgs.get_mut(key).and_then(|pg| pg.locals.iter_mut().find(|l| l.at == slice_at))
+        else {
             return;
         };
         if up {

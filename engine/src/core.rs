@@ -106,7 +106,13 @@ impl DataCore {
             process: None,
             lease_until: Mono(0),
             life: Life::Running,
-            slices: config.slices.iter().take(SLICES_MAX).enumerate().map(|(at, s)| SliceState::new(at, s)).collect(),
+            slices: config
+                .slices
+                .iter()
+                .take(SLICES_MAX)
+                .enumerate()
+                .map(|(at, s)| SliceState::new(at, s))
+                .collect(),
             conns: Table::default(),
             sessions: Sessions::default(),
             peers: Vec::new(),
@@ -224,7 +230,9 @@ impl DataCore {
         self.forget_peers(env);
         self.slice_stats();
         self.repeat_reports(env);
+        self.end_superseded(env);
         self.resume_recovery();
+        self.recheck_queues(env);
         self.forget_pgs();
         self.gauge(env);
     }

@@ -133,7 +133,9 @@ impl DataCore {
         if header.epoch < pg.promised {
             return Err((Status::StaleEpoch, pg.promised));
         }
-        if pg.local(header.slice).is_none_or(|local| local.activated != header.epoch) || header.epoch != pg.promised {
+        if pg.local(header.slice).is_none_or(|local| local.activated != header.epoch)
+            || header.epoch != pg.promised
+        {
             return Err((Status::NotActive, pg.promised));
         }
         if pg.promised_primary != Some(header.primary) {
@@ -142,7 +144,14 @@ impl DataCore {
         Ok(key)
     }
 
-    fn refuse_sub(&mut self, env: &mut dyn Env, conn: ConnId, header: &Header, status: Status, promised: Epoch) {
+    fn refuse_sub(
+        &mut self,
+        env: &mut dyn Env,
+        conn: ConnId,
+        header: &Header,
+        status: Status,
+        promised: Epoch,
+    ) {
         if status == Status::StaleEpoch {
             self.metrics.stale_epochs.add(1);
         }
@@ -162,7 +171,9 @@ impl DataCore {
                 Presence::Tombstone(have) if recovery || have == version => Verdict::Apply,
                 Presence::Live(_) if recovery => Verdict::Apply,
                 // Purged before, and made again since.
-                Presence::Live(have) | Presence::Tombstone(have) if version.epoch <= have.epoch => Verdict::Repeated,
+                Presence::Live(have) | Presence::Tombstone(have) if version.epoch <= have.epoch => {
+                    Verdict::Repeated
+                }
                 _ => Verdict::Refuse(Status::OutOfSync),
             },
             _ => {
@@ -183,7 +194,15 @@ impl DataCore {
         }
     }
 
-    fn apply(&mut self, env: &mut dyn Env, conn: ConnId, at: usize, pg: Key, presence: Presence, frame: Frame) {
+    fn apply(
+        &mut self,
+        env: &mut dyn Env,
+        conn: ConnId,
+        at: usize,
+        pg: Key,
+        presence: Presence,
+        frame: Frame,
+    ) {
         let header = frame.header;
         let sub = SubOp { conn, header, pg, at, arrived: env.now(), echoes: Vec::new() };
         let key = self.subs.insert(sub);
@@ -220,7 +239,7 @@ impl DataCore {
         let header = &frame.header;
         let ticket = key.tagged(ticket::SUB);
         let (object, version) = (header.object, header.version);
-        let data = frame.payload.as_ref().map_or(&[][..], std::slice::from_ref);
+        let data = frame.payload.as_slice();
         let store = self.store(at)?;
         match header.kind {
             FrameKind::SubWrite => store.write(env, ticket, object, version, header.block, data, &frame.crcs),
@@ -229,7 +248,9 @@ impl DataCore {
                 store.zero(env, ticket, object, version, header.block, u32::from(header.blocks))
             }
             FrameKind::SubDelete => store.delete(env, ticket, object, version),
-            FrameKind::SubPush => store.replace(env, ticket, object, version, header.block, data, &frame.crcs),
+            FrameKind::SubPush => {
+                store.replace(env, ticket, object, version, header.block, data, &frame.crcs)
+            }
             FrameKind::SubPurge => {
                 let have = presence.version().unwrap_or(version);
                 if matches!(presence, Presence::Live(_)) {
@@ -250,7 +271,7 @@ impl DataCore {
             .iter_mut()
             .filter(|(_, sub)| sub.at == at && sub.header.object == header.object)
             .filter(|(_, sub)| sub.header.kind != FrameKind::SubRead)
-            .max_by_key(|(_, sub)| sub.header.version);
+            .max_by_key(|(_, sub)| (sub.arrived, sub.header.version));
         match last {
             Some((_, sub)) => sub.echoes.push((conn, *header)),
             None => self.answer_status(env, conn, header, Status::Ok),
@@ -312,7 +333,12 @@ impl DataCore {
         }
     }
 
-    pub(crate) fn sub_read_done(&mut self, env: &mut dyn Env, key: Key, result: Result<ObjectData, StoreError>) {
+    pub(crate) fn sub_read_done(
+        &mut self,
+        env: &mut dyn Env,
+        key: Key,
+        result: Result<ObjectData, StoreError>,
+    ) {
         let Some(sub) = self.subs.remove(key) else { return };
         let (status, data) = match result {
             Ok(data) if matches!(data.presence, Presence::Live(_)) => (Status::Ok, Some(data)),
@@ -340,8 +366,10 @@ impl DataCore {
         let started = env.now();
         let mut found = std::mem::take(&mut self.list_scratch);
         found.clear();
-        let pg_count =
-            self.pg_key(request.pg).and_then(|key| self.pgs.get(key)?.update.as_ref()).map(|u| u.pool.pg_count);
+        let pg_count = self
+            .pg_key(request.pg)
+            .and_then(|key| self.pgs.get(key)?.update.as_ref())
+            .map(|u| u.pool.pg_count);
         let (Some(pg_count), Some(store)) = (pg_count, self.store_ref(at)) else {
             return self.answer_status(env, conn, request, Status::NotActive);
         };
@@ -351,7 +379,8 @@ impl DataCore {
         let next = store.list(ListCursor(request.block), SCAN_SLOTS_PER_STEP as u32, filter, &mut found);
         let mut bytes = Vec::with_capacity(found.len() * ListEntry::BYTES);
         for entry in &found {
-            ListEntry { object: entry.object, version: entry.version, tombstone: entry.tombstone }.encode(&mut bytes);
+            ListEntry { object: entry.object, version: entry.version, tombstone: entry.tombstone }
+                .encode(&mut bytes);
         }
         self.list_scratch = found;
         let mut header = request.reply(FrameKind::ListReply, Status::Ok);
@@ -376,7 +405,8 @@ impl DataCore {
             let promised = pg.promised;
             return self.refuse_sub(env, conn, &header, Status::StaleEpoch, promised);
         }
-        if header.epoch == pg.promised && pg.promised_primary.is_some_and(|primary| primary != header.primary) {
+        if header.epoch == pg.promised && pg.promised_primary.is_some_and(|primary| primary != header.primary)
+        {
             return self.answer_status(env, conn, &header, Status::NotPrimary);
         }
         if !open {
@@ -390,7 +420,9 @@ impl DataCore {
             local.activating = Some((conn, header));
         }
         // Whoever was primary here under an older epoch is not any more.
-        self.depose(env, key, header.epoch);
+        if self.primary(key).is_some_and(|primary| primary.epoch < header.epoch) {
+            self.step_down(env, key, Status::StaleEpoch);
+        }
         if let Some(pg) = self.pgs.get_mut(key) {
             pg.promised = pg.promised.max(header.epoch);
             pg.promised_primary = Some(header.primary);
@@ -420,7 +452,9 @@ impl DataCore {
         let slices: Vec<usize> = self
             .pgs
             .get(key)
-            .map(|pg| pg.locals.iter().filter(|local| local.activating.is_some()).map(|local| local.at).collect())
+            .map(|pg| {
+                pg.locals.iter().filter(|local| local.activating.is_some()).map(|local| local.at).collect()
+            })
             .unwrap_or_default();
         for at in slices {
             self.answer_activate(env, key, at);

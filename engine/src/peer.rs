@@ -5,14 +5,14 @@
 
 use crate::config::*;
 use crate::core::DataCore;
-use crate::msg::CoreMsg;
+use crate::msg::{CoreMsg, Member};
 use crate::pg::Link;
 use crate::session::{Conn, hello_frame, parse_hello};
 use crate::slab::Key;
 use reactor::{CloseReason, ConnId, Env, Frame, Framing, Mono};
 use std::net::SocketAddr;
 use wire::control::{Hello, Role};
-use wire::{BlockCrcs, FrameKind, NodeId};
+use wire::{BlockCrcs, FrameKind, NodeId, SessionId};
 
 /// Classes of request numbers (top byte).
 pub(crate) mod request {
@@ -44,6 +44,8 @@ pub(crate) enum PeerState {
 pub(crate) struct Peer {
     pub(crate) addr: SocketAddr,
     pub(crate) node: NodeId,
+    /// Its process, as far as the control core knows.
+    process: Option<SessionId>,
     pub(crate) state: PeerState,
     /// Counts the connections, so that the peer can refuse what an older one still delivers.
     incarnation: u64,
@@ -52,26 +54,31 @@ pub(crate) struct Peer {
 
 impl DataCore {
     /// The peer at an address, made and connected when new.
-    pub(crate) fn peer_at(&mut self, env: &mut dyn Env, addr: SocketAddr, node: NodeId) -> usize {
-        if let Some(&at) = self.peer_index.get(&addr) {
+    pub(crate) fn peer_at(&mut self, env: &mut dyn Env, member: &Member) -> usize {
+        if let Some(&at) = self.peer_index.get(&member.addr) {
             if let Some(peer) = self.peers.get_mut(at) {
-                peer.node = node;
-                if peer.state == PeerState::Forgotten {
-                    peer.state = PeerState::Down(Mono(0));
-                    self.connect_peer(env, at);
+                peer.node = member.node;
+                let before = peer.process;
+                peer.process = member.session.or(before);
+                match peer.state {
+                    PeerState::Forgotten => self.connect_peer(env, at),
+                    // Its process is another one: a host that vanished does not say goodbye.
+                    PeerState::Up(conn) if before.is_some() && peer.process != before => env.close(conn, false),
+                    _ => {}
                 }
             }
             return at;
         }
         let at = self.peers.len();
         self.peers.push(Peer {
-            addr,
-            node,
+            addr: member.addr,
+            node: member.node,
+            process: member.session,
             state: PeerState::Down(Mono(0)),
             incarnation: 0,
             pause_ms: RECONNECT_MIN_MS,
         });
-        self.peer_index.insert(addr, at);
+        self.peer_index.insert(member.addr, at);
         self.connect_peer(env, at);
         at
     }
@@ -87,6 +94,9 @@ impl DataCore {
     pub(crate) fn connected(&mut self, env: &mut dyn Env, conn: ConnId) {
         let Some(Conn::Peer(at)) = self.conns.get(&conn) else { return };
         let Some(peer) = self.peers.get(*at) else { return };
+        if peer.state != PeerState::Opening(conn) {
+            return; // given up meanwhile: it must not pass for the newest
+        }
         let hello = Hello {
             cluster: Some(self.config.cluster),
             role: Role::Node(self.config.node),
@@ -102,7 +112,9 @@ impl DataCore {
     pub(crate) fn peer_frame(&mut self, env: &mut dyn Env, at: usize, from: ConnId, frame: Frame) {
         let Some(peer) = self.peers.get(at) else { return };
         match (peer.state, frame.header.kind) {
-            (PeerState::Opening(conn), FrameKind::Hello) if conn == from => self.peer_hello(env, at, conn, &frame),
+            (PeerState::Opening(conn), FrameKind::Hello) if conn == from => {
+                self.peer_hello(env, at, conn, &frame)
+            }
             (PeerState::Up(conn), _) if conn == from => self.peer_reply(env, at, frame),
             (PeerState::Opening(conn), _) if conn == from => env.close(conn, false),
             // An older connection that we gave up: what it still says no longer counts.
@@ -142,7 +154,10 @@ impl DataCore {
             ) => self.sub_reply(env, key, &frame.header),
             (FrameKind::ActivateReply, request::ACTIVATE) => self.activate_reply(env, key, &frame.header),
             (FrameKind::ListReply, request::LIST) => self.list_reply(env, key, &frame),
-            (FrameKind::SubPushReply | FrameKind::SubDeleteReply | FrameKind::SubPurgeReply, request::PUSH) => {
+            (
+                FrameKind::SubPushReply | FrameKind::SubDeleteReply | FrameKind::SubPurgeReply,
+                request::PUSH,
+            ) => {
                 self.push_reply(env, key, &frame.header);
             }
             (FrameKind::SubReadReply, request::READ) => self.heal_read_reply(env, key, frame),

@@ -139,9 +139,10 @@ impl DataCore {
         let (at, epoch, phase) = (primary.at, primary.epoch, primary.phase);
         let Some(index) = primary.member_index(header.slice) else { return };
         if header.status == Status::StaleEpoch && header.epoch > epoch {
-            return self.depose(env, key, header.epoch);
+            return self.supersede(key, header.epoch);
         }
-        let Some(Listing::Running { cursor }) = primary.members.get(index).map(|member| member.listing) else {
+        let Some(Listing::Running { cursor }) = primary.members.get(index).map(|member| member.listing)
+        else {
             return;
         };
         // `request` tells the PG, not the page: the reply names the page it answers.

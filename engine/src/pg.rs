@@ -164,6 +164,8 @@ pub(crate) struct Primary {
     /// It has been active under this epoch or one that leads contiguously to it: everything but the
     /// members still to be listed is known.
     pub(crate) served: bool,
+    /// A member has shown a newer epoch: nothing more is started under this one.
+    pub(crate) superseded: bool,
     /// The other acting members; their order gives the bits of `Op::pending`.
     pub(crate) members: Vec<MemberState>,
     /// The own objects in order, while peering.

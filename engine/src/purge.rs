@@ -23,7 +23,10 @@ impl DataCore {
         primary.phase == Phase::Active
             && record.acting.len() == usize::from(update.pool.copies)
             && record.acting.len() == record.target.len()
-            && record.target.iter().all(|slice| record.acting.contains(slice) && record.in_sync.contains(slice))
+            && record
+                .target
+                .iter()
+                .all(|slice| record.acting.contains(slice) && record.in_sync.contains(slice))
             && primary.members.iter().all(|member| member.link == Link::Up && member.is_complete())
     }
 

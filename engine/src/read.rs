@@ -33,7 +33,9 @@ impl DataCore {
         if let Err(error) = result {
             let status = match error {
                 // The slice is on its way out: a new record is due.
-                StoreError::NotOpen | StoreError::Failed(_) | StoreError::Damaged | StoreError::Io => Status::NotActive,
+                StoreError::NotOpen | StoreError::Failed(_) | StoreError::Damaged | StoreError::Io => {
+                    Status::NotActive
+                }
                 other => other.status(),
             };
             self.fail(env, key, status);
@@ -46,7 +48,10 @@ impl DataCore {
         match result {
             Ok(read) => {
                 op.version = read.presence.version().unwrap_or_default();
-                if self.lease_holds(env) {
+                let pg = op.pg;
+                if self.primary(pg).is_none_or(|primary| primary.superseded) {
+                    self.answer(env, key, Status::StaleEpoch, None);
+                } else if self.lease_holds(env) {
                     self.answer(env, key, Status::Ok, Some((read.data, read.crcs)));
                 } else {
                     self.answer(env, key, Status::NotActive, None);

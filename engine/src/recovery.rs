@@ -66,7 +66,7 @@ impl DataCore {
         let (pg, object, free) = (obj.pg, obj.id, obj.exclusive == Exclusive::Free);
         let Some(primary) = self.primary(pg) else { return false };
         let targets = primary.lacking(object);
-        if !free || primary.phase != Phase::Active || (targets == 0 && !repair) {
+        if !free || primary.phase != Phase::Active || primary.superseded || (targets == 0 && !repair) {
             return false;
         }
         let heal = Heal {
@@ -158,7 +158,12 @@ impl DataCore {
         }
     }
 
-    pub(crate) fn heal_read_done(&mut self, env: &mut dyn Env, key: Key, result: Result<ObjectData, StoreError>) {
+    pub(crate) fn heal_read_done(
+        &mut self,
+        env: &mut dyn Env,
+        key: Key,
+        result: Result<ObjectData, StoreError>,
+    ) {
         let Some(heal) = self.heals.get_mut(key) else { return };
         if heal.step != Step::Reading {
             return;
@@ -225,7 +230,7 @@ impl DataCore {
         }
         if header.status == Status::StaleEpoch && header.epoch > primary.epoch {
             let pg = heal.pg;
-            return self.depose(env, pg, header.epoch);
+            return self.supersede(pg, header.epoch);
         }
         let own = self.objs.get(heal.obj).map(|obj| obj.presence);
         let blocks = header.block.count_ones() as usize;
@@ -249,11 +254,12 @@ impl DataCore {
         let (Some(data), Presence::Live(version)) = (&heal.data, heal.presence) else { return };
         let (pg, at) = (heal.pg, heal.at);
         let ticket = key.tagged(ticket::HEAL_STORE);
-        let bufs = data.data.as_ref().map_or(&[][..], std::slice::from_ref);
-        let stored = match self.slices.get_mut(at).ok_or(StoreError::NotOpen).and_then(|slice| slice.open_store()) {
-            Ok(store) => store.replace(env, ticket, heal.object, version, data.mask, bufs, &data.crcs),
-            Err(error) => Err(error),
-        };
+        let bufs = data.data.as_slice();
+        let stored =
+            match self.slices.get_mut(at).ok_or(StoreError::NotOpen).and_then(|slice| slice.open_store()) {
+                Ok(store) => store.replace(env, ticket, heal.object, version, data.mask, bufs, &data.crcs),
+                Err(error) => Err(error),
+            };
         match stored {
             Ok(()) => {
                 if let Some(heal) = self.heals.get_mut(key) {
@@ -330,7 +336,8 @@ impl DataCore {
 
     /// A member is reachable again: what heals want of it goes out again.
     pub(crate) fn resend_heals(&mut self, env: &mut dyn Env, pg: Key, index: usize) {
-        let keys: Vec<Key> = self.heals.iter().filter(|(_, heal)| heal.pg == pg).map(|(key, _)| key).collect();
+        let keys: Vec<Key> =
+            self.heals.iter().filter(|(_, heal)| heal.pg == pg).map(|(key, _)| key).collect();
         for key in keys {
             if let Some(heal) = self.heals.get_mut(key)
                 && heal.step == Step::Asking(index)
@@ -376,7 +383,7 @@ impl DataCore {
             }
             Status::StaleEpoch => {
                 if header.epoch > epoch {
-                    self.depose(env, pg, header.epoch);
+                    self.supersede(pg, header.epoch);
                 }
             }
             Status::NotActive | Status::NotPrimary | Status::NotFound => {
@@ -433,7 +440,8 @@ impl DataCore {
 
     /// The PG's configuration changes: heals start over under the next one, if at all.
     pub(crate) fn abandon_heals(&mut self, _env: &mut dyn Env, pg: Key) {
-        let keys: Vec<Key> = self.heals.iter().filter(|(_, heal)| heal.pg == pg).map(|(key, _)| key).collect();
+        let keys: Vec<Key> =
+            self.heals.iter().filter(|(_, heal)| heal.pg == pg).map(|(key, _)| key).collect();
         for key in keys {
             let Some(heal) = self.heals.get_mut(key) else { continue };
             if heal.step == Step::Orphan {
@@ -476,7 +484,8 @@ impl DataCore {
 
     /// PGs whose members paused, or whose links came back, join the round again.
     pub(crate) fn resume_recovery(&mut self) {
-        let keys: Vec<Key> = self.pgs.iter().filter(|(_, pg)| pg.primary.is_some()).map(|(key, _)| key).collect();
+        let keys: Vec<Key> =
+            self.pgs.iter().filter(|(_, pg)| pg.primary.is_some()).map(|(key, _)| key).collect();
         for key in keys {
             self.want_recovery(key);
             self.want_purge(key);
@@ -517,7 +526,8 @@ impl DataCore {
                 continue;
             }
             let after = member.next.map_or(Bound::Unbounded, Bound::Excluded);
-            let found = member.missing.range((after, Bound::Unbounded)).next().or_else(|| member.missing.first());
+            let found =
+                member.missing.range((after, Bound::Unbounded)).next().or_else(|| member.missing.first());
             member.next = found.copied();
             if let Some(object) = found {
                 return Some(*object);

@@ -63,7 +63,9 @@ impl DataCore {
             match (primary.missing() > 0, copies >= all) {
                 (true, true) => PgState::Recovering,
                 (true, false) => PgState::DegradedRecovering,
-                (false, true) if in_sync && primary.members.iter().all(|m| m.desynced.is_none()) => PgState::Clean,
+                (false, true) if in_sync && primary.members.iter().all(|m| m.desynced.is_none()) => {
+                    PgState::Clean
+                }
                 (false, _) => PgState::Degraded,
             }
         })
@@ -237,7 +239,8 @@ impl DataCore {
         metrics.pgs_followed.set(followed);
         metrics.missing.set(missing);
         metrics.client_ops.set(self.ops.len() as u64);
-        let waiting = self.ops.iter().filter(|(_, op)| matches!(op.stage, Stage::Queued | Stage::Waiting)).count();
+        let waiting =
+            self.ops.iter().filter(|(_, op)| matches!(op.stage, Stage::Queued | Stage::Waiting)).count();
         metrics.client_ops_waiting.set(waiting as u64);
         metrics.sub_ops.set(self.subs.len() as u64);
         let (used, all) = env.arena().usage();

@@ -136,7 +136,10 @@ impl DataCore {
     /// Closes the session's older connection. False when this one is not the newest.
     fn fence(&mut self, env: &mut dyn Env, conn: ConnId, hello: &Hello) -> bool {
         let older = match self.sessions.entries.get_mut(&hello.session) {
-            Some(entry) if hello.incarnation <= entry.incarnation && !self.config.planted.is(Bug::OldIncarnationAccepted) => {
+            Some(entry)
+                if hello.incarnation <= entry.incarnation
+                    && !self.config.planted.is(Bug::OldIncarnationAccepted) =>
+            {
                 return false;
             }
             Some(entry) => {
@@ -249,14 +252,26 @@ impl DataCore {
     }
 
     /// Answers a request with a bare status.
-    pub(crate) fn answer_status(&mut self, env: &mut dyn Env, conn: ConnId, request: &Header, status: Status) {
+    pub(crate) fn answer_status(
+        &mut self,
+        env: &mut dyn Env,
+        conn: ConnId,
+        request: &Header,
+        status: Status,
+    ) {
         let Some(kind) = FrameKind::from_u8(request.kind as u8 + 1) else { return };
         let header = request.reply(kind, status);
         self.send(env, conn, Frame { header, crcs: BlockCrcs::default(), payload: None });
     }
 
     /// Answers a client's operation, once; the operation itself stays.
-    pub(crate) fn answer(&mut self, env: &mut dyn Env, key: Key, status: Status, data: Option<(IoBuf, BlockCrcs)>) {
+    pub(crate) fn answer(
+        &mut self,
+        env: &mut dyn Env,
+        key: Key,
+        status: Status,
+        data: Option<(IoBuf, BlockCrcs)>,
+    ) {
         let now = env.now();
         let Some(op) = self.ops.get_mut(key) else { return };
         let Some(client) = op.client.take() else { return };

@@ -108,7 +108,8 @@ impl DataCore {
         for slice in &mut self.slices {
             let mut options = self.config.store;
             options.cluster = Some(self.config.cluster);
-            slice.store = Some(SliceStore::open(env, slice.config.disk, slice.config.geometry, options, slice.tokens));
+            slice.store =
+                Some(SliceStore::open(env, slice.config.disk, slice.config.geometry, options, slice.tokens));
             slice.has_unflushed = true;
         }
     }
@@ -123,7 +124,13 @@ impl DataCore {
         self.slices.get(at)?.store.as_ref()
     }
 
-    pub(crate) fn disk_done(&mut self, env: &mut dyn Env, token: Token, result: Result<(), DiskError>, op: DiskOp) {
+    pub(crate) fn disk_done(
+        &mut self,
+        env: &mut dyn Env,
+        token: Token,
+        result: Result<(), DiskError>,
+        op: DiskOp,
+    ) {
         let Some(at) = ((token.0 >> KEY_BITS) as u8).checked_sub(TOKEN_SLICES) else { return };
         let at = usize::from(at);
         let Some(slice) = self.slices.get_mut(at) else { return };
@@ -152,7 +159,9 @@ impl DataCore {
 
     fn drain_store(&mut self, env: &mut dyn Env, at: usize) -> bool {
         let mut any = false;
-        while let Some(event) = self.slices.get_mut(at).and_then(|s| s.store.as_mut()).and_then(SliceStore::poll) {
+        while let Some(event) =
+            self.slices.get_mut(at).and_then(|s| s.store.as_mut()).and_then(SliceStore::poll)
+        {
             any = true;
             self.store_event(env, at, event);
         }
@@ -200,7 +209,12 @@ impl DataCore {
         }
     }
 
-    fn slice_opened(&mut self, env: &mut dyn Env, at: usize, result: Result<store::OpenReport, store::OpenError>) {
+    fn slice_opened(
+        &mut self,
+        env: &mut dyn Env,
+        at: usize,
+        result: Result<store::OpenReport, store::OpenError>,
+    ) {
         let Some(slice) = self.slices.get_mut(at) else { return };
         if slice.life != SliceLife::Opening {
             return;

@@ -78,7 +78,8 @@ fn per_core(cores: &Cores, make: impl Fn(Vec<LabelPair>, &CoreMetrics) -> Metric
 }
 
 fn per_slice(cores: &Cores, make: impl Fn(Vec<LabelPair>, &SliceMetrics) -> Metric) -> Vec<Metric> {
-    let slices = cores.iter().flat_map(|(core, metrics)| metrics.slices.iter().map(move |slice| (core, slice)));
+    let slices =
+        cores.iter().flat_map(|(core, metrics)| metrics.slices.iter().map(move |slice| (core, slice)));
     slices.map(|(core, slice)| make(vec![label("core", core), label("slice", slice.slice)], slice)).collect()
 }
 
@@ -99,7 +100,9 @@ type CoreNumber = fn(&CoreMetrics) -> u64;
 type SliceNumber = fn(&SliceMetrics) -> u64;
 
 const CORE_COUNTERS: &[(&str, &str, CoreNumber)] = &[
-    ("fenced_connections_total", "Connections closed because a newer one of their session came.", |m| m.fenced.get()),
+    ("fenced_connections_total", "Connections closed because a newer one of their session came.", |m| {
+        m.fenced.get()
+    }),
     ("stale_epochs_total", "Requests refused because of an older epoch.", |m| m.stale_epochs.get()),
     ("resent_operations_total", "Sub-operations sent again after a reconnection.", |m| m.resent.get()),
     ("recovered_objects_total", "Object copies made equal to their primary.", |m| m.recovered_objects.get()),
@@ -111,9 +114,11 @@ const CORE_COUNTERS: &[(&str, &str, CoreNumber)] = &[
 
 const CORE_GAUGES: &[(&str, &str, CoreNumber)] = &[
     ("client_operations", "Client operations under way.", |m| m.client_ops.get()),
-    ("client_operations_waiting", "Client operations waiting for another one, a recovery or an activation.", |m| {
-        m.client_ops_waiting.get()
-    }),
+    (
+        "client_operations_waiting",
+        "Client operations waiting for another one, a recovery or an activation.",
+        |m| m.client_ops_waiting.get(),
+    ),
     ("sub_operations", "Sub-operations under way as a member.", |m| m.sub_ops.get()),
     ("connections", "Connections accepted and open.", |m| m.connections.get()),
     ("peers_up", "Peers connected.", |m| m.peers_up.get()),
@@ -159,7 +164,12 @@ pub fn families(cores: &Cores) -> Vec<MetricFamily> {
             MetricType::HISTOGRAM,
             per_op(cores, |labels, op| vec![histogram(labels, &op.latency)]),
         ),
-        family("pgs", "Placement groups this node is primary of, by state.", MetricType::GAUGE, pg_states(cores)),
+        family(
+            "pgs",
+            "Placement groups this node is primary of, by state.",
+            MetricType::GAUGE,
+            pg_states(cores),
+        ),
     ];
     for (name, help, number) in CORE_COUNTERS {
         let metrics = per_core(cores, |labels, core| counter(labels, number(core)));
@@ -208,8 +218,14 @@ mod tests {
         let mut text = Vec::new();
         TextEncoder::new().encode(&families(&cores), &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("drystone_operation_duration_seconds_bucket{core=\"0\",op=\"write\",le=\"0.00002\"} 1"));
-        assert!(text.contains("drystone_operation_duration_seconds_bucket{core=\"0\",op=\"write\",le=\"+Inf\"} 2"));
+        assert!(text.contains(
+            "drystone_operation_duration_seconds_bucket{core=\"0\",op=\"write\",le=\"0.00002\"} 1"
+        ));
+        assert!(
+            text.contains(
+                "drystone_operation_duration_seconds_bucket{core=\"0\",op=\"write\",le=\"+Inf\"} 2"
+            )
+        );
         assert!(text.contains("drystone_operations_total{core=\"0\",op=\"write\",result=\"ok\"} 2"));
         assert!(text.contains("drystone_slice_open{core=\"0\",slice=\"7\"} 0"));
         for line in text.lines().filter(|line| line.starts_with("# TYPE")) {

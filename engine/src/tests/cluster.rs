@@ -53,12 +53,17 @@ pub(super) struct Cluster {
     pub(super) welcomed: BTreeMap<ConnId, Hello>,
     pub(super) closed: BTreeSet<ConnId>,
     request: u64,
-    pub(super) planted: Planted,
+    planted: Planted,
 }
 
 impl Cluster {
     /// Three nodes with prepared disks, their cores running, no PG yet.
     pub(super) fn new(seed: u64) -> Self {
+        Self::with(seed, Planted::none())
+    }
+
+    /// The same, with a deliberate bug in every core.
+    pub(super) fn with(seed: u64, planted: Planted) -> Self {
         let world = World::new(seed);
         let client_env = CoreEnv { world: world.clone(), node: CLIENT, arena: Arena::new(1 << 20).unwrap() };
         let mut cluster = Self {
@@ -74,7 +79,7 @@ impl Cluster {
             welcomed: BTreeMap::new(),
             closed: BTreeSet::new(),
             request: 0,
-            planted: Planted::none(),
+            planted,
         };
         for node in 0..3 {
             cluster.prepare(node);
@@ -125,7 +130,9 @@ impl Cluster {
         self.world.borrow_mut().told.clear();
         self.tell(node, CoreMsg::Identity { session });
         self.wait("slice opens", |c| {
-            c.told().iter().any(|(n, msg)| *n == node && matches!(msg, CoreMsg::SliceOpened { result: Ok(_), .. }))
+            c.told()
+                .iter()
+                .any(|(n, msg)| *n == node && matches!(msg, CoreMsg::SliceOpened { result: Ok(_), .. }))
         });
     }
 

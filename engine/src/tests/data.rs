@@ -12,7 +12,11 @@ fn a_write_is_on_every_member_and_reads_back() {
     let conn = c.dial(0, 1);
     c.put(conn, 1, 3, 7);
     for node in 0..3 {
-        assert_eq!(c.presence(node, 1), Presence::Live(Version { epoch: Epoch(1), counter: 1 }), "node {node}");
+        assert_eq!(
+            c.presence(node, 1),
+            Presence::Live(Version { epoch: Epoch(1), counter: 1 }),
+            "node {node}"
+        );
     }
     assert_eq!(c.get(conn, 1, 3), 7);
     assert_eq!(c.get(conn, 1, 4), 0, "an unwritten block is zero");
@@ -100,7 +104,10 @@ fn a_broken_connection_loses_and_repeats_nothing() {
             assert_eq!(c.status(request), Status::Ok, "seed {seed}");
         }
         assert!(c.equal(&[0, 1, 2]), "seed {seed}");
-        assert!(!c.told().iter().any(|(_, msg)| matches!(msg, crate::CoreMsg::OutOfSync { .. })), "seed {seed}");
+        assert!(
+            !c.told().iter().any(|(_, msg)| matches!(msg, crate::CoreMsg::OutOfSync { .. })),
+            "seed {seed}"
+        );
         (0..3).for_each(|node| c.assert_idle(node));
     }
 }
@@ -112,7 +119,8 @@ fn a_restarted_member_gets_what_it_had_not_confirmed() {
         c.decide(0, &[0, 1, 2], &[0, 1, 2]);
         let conn = c.dial(0, 1);
         c.put(conn, 1, 0, 1);
-        let requests: Vec<u64> = (0..30u32).map(|n| c.write(conn, u64::from(n % 4), n % 8, n as u8)).collect();
+        let requests: Vec<u64> =
+            (0..30u32).map(|n| c.write(conn, u64::from(n % 4), n % 8, n as u8)).collect();
         for _ in 0..seed * 4 {
             c.step();
         }
@@ -144,9 +152,8 @@ fn a_bad_local_copy_is_answered_from_another_and_repaired() {
     assert_eq!(damaged, 1);
     assert_eq!(c.get(conn, 1, 2), 0x5a);
     assert_eq!(c.nodes[&0].core.metrics.repaired.get(), 1);
-    let reads_elsewhere = |c: &Cluster| {
-        c.world.borrow().sent.iter().filter(|(_, kind)| *kind == FrameKind::SubRead).count()
-    };
+    let reads_elsewhere =
+        |c: &Cluster| c.world.borrow().sent.iter().filter(|(_, kind)| *kind == FrameKind::SubRead).count();
     let before = reads_elsewhere(&c);
     assert_eq!(c.get(conn, 1, 2), 0x5a, "and from the repaired copy");
     assert_eq!(reads_elsewhere(&c), before);

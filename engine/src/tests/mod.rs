@@ -3,6 +3,7 @@
 mod cluster;
 mod data;
 mod failover;
+mod random;
 mod refusals;
 mod returning;
 mod world;

@@ -78,7 +78,8 @@ fn anything_but_a_hello_first_ends_the_connection() {
 fn wrong_requests_are_answered_and_change_nothing() {
     let (mut c, conn) = ready(5);
     let mut cases = Vec::new();
-    for (block, blocks, bytes) in [(0, 0, 0), (31, 2, 8192), (u32::MAX, 1, 4096), (0, 2, 4096), (0, 33, 4096)] {
+    for (block, blocks, bytes) in [(0, 0, 0), (31, 2, 8192), (u32::MAX, 1, 4096), (0, 2, 4096), (0, 33, 4096)]
+    {
         let mut header = Header::new(FrameKind::Write, 0);
         header.object = object(1);
         (header.block, header.blocks) = (block, blocks);
@@ -104,7 +105,8 @@ fn wrong_requests_are_answered_and_change_nothing() {
     header.epoch = c.record.epoch;
     header.blocks = 1;
     header.payload_len = 4096;
-    let damaged = Frame { header, crcs: BlockCrcs::one(1), payload: Some(IoBuf::copy_of(&[9; 4096]).unwrap()) };
+    let damaged =
+        Frame { header, crcs: BlockCrcs::one(1), payload: Some(IoBuf::copy_of(&[9; 4096]).unwrap()) };
     c.client_env.send(conn, damaged).unwrap();
     assert_eq!(c.status(9999), Status::Corrupt);
     assert_eq!(c.get(conn, 1, 0), 1);
@@ -153,7 +155,10 @@ fn a_stop_finishes_what_is_in_flight_and_closes_the_slices() {
     c.wait("stopped", |c| c.told().iter().any(|(node, msg)| *node == 0 && matches!(msg, CoreMsg::Stopped)));
     let statuses: Vec<Status> = writes.into_iter().map(|request| c.status(request)).collect();
     assert!(statuses.contains(&Status::Ok));
-    assert!(statuses.iter().all(|status| matches!(status, Status::Ok | Status::ShuttingDown)), "{statuses:?}");
+    assert!(
+        statuses.iter().all(|status| matches!(status, Status::Ok | Status::ShuttingDown)),
+        "{statuses:?}"
+    );
     use reactor::Service;
     assert!(c.nodes[&0].core.finished());
 }

@@ -111,6 +111,8 @@ fn recovery_survives_broken_connections() {
             for _ in 0..(20 + seed * 7) {
                 c.step();
             }
+            // Idle steps go from timer to timer: seconds may have passed.
+            c.lease(0, 60_000);
             c.world.borrow_mut().break_between(0, 2);
             let n = seed % 50;
             c.put(conn, n, 31, 99);

@@ -28,6 +28,7 @@ struct End {
 }
 
 /// Something that will happen on a node.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Due {
     Event(Event),
     /// A disk operation completes then.
@@ -98,7 +99,11 @@ impl World {
                 self.ends.insert(here, End { node: from, peer: there, open: true, last: at });
                 self.ends.insert(there, End { node, peer: here, open: true, last: at });
                 let from_addr = SocketAddr::from(([127, 0, 0, 1], 1));
-                self.at(at, node, Due::Event(Event::Accepted { conn: there, token: Token(0), from: from_addr }));
+                self.at(
+                    at,
+                    node,
+                    Due::Event(Event::Accepted { conn: there, token: Token(0), from: from_addr }),
+                );
                 self.at(at, from, Due::Event(Event::Connected { conn: here }));
             }
             None => {
@@ -216,11 +221,8 @@ impl World {
                 }
             }
             DiskOp::Write { offset, bufs, .. } => {
-                let mut at = *offset / 4096;
-                for chunk in bufs.iter().flat_map(|buf| buf.as_slice().chunks(4096)) {
-                    disk.blocks.insert(at, chunk.into());
-                    at += 1;
-                }
+                let chunks = bufs.iter().flat_map(|buf| buf.as_slice().chunks(4096));
+                disk.blocks.extend((*offset / 4096..).zip(chunks.map(Into::into)));
             }
             DiskOp::Flush | DiskOp::Discard { .. } => {}
         }
