@@ -3,7 +3,7 @@
 //! record has changed meanwhile the wish is looked at again, and forgotten when it no longer applies.
 
 use crate::config::{WISH_TXNS_MAX, WISHES_MAX, WISHES_PER_TXN};
-use crate::director::decide::{Situation, Wish, fulfil};
+use crate::director::decide::{Wish, finish_hand_over, fulfil};
 use crate::director::put_record;
 use crate::view::{PgEntry, View};
 use engine::msg::PgReport;
@@ -127,7 +127,7 @@ impl Wishes {
             return None;
         };
         if self.consents.contains_key(&pg) {
-            match consent(view, entry, pool, own) {
+            match finish_hand_over(view, entry, pool, own) {
                 Some(record) => return Some((record, entry.revision)),
                 None => {
                     self.consents.remove(&pg);
@@ -184,24 +184,4 @@ impl Wishes {
         let idle: Vec<PgId> = pgs.filter(|pg| !busy.contains_key(pg)).collect();
         self.due.extend(idle);
     }
-}
-
-/// The second half of a hand-over, written by the node that gives the primary away.
-fn consent(view: &View, entry: &PgEntry, pool: &placement::Pool, own: SessionId) -> Option<PgRecord> {
-    let record = &entry.record;
-    if record.primary.is_some() || record.primary_session != Some(own) {
-        return None;
-    }
-    let held = BTreeSet::new();
-    let situation = Situation {
-        view,
-        pool,
-        target: &record.target,
-        settling: false,
-        held: &held,
-        restarted: false,
-        consent: true,
-        any_primary: false,
-    };
-    situation.next(entry).filter(|next| next.primary.is_some())
 }

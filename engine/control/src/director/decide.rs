@@ -12,7 +12,7 @@
 use crate::view::{PgEntry, View};
 use placement::{PgRecord, Pool};
 use std::collections::BTreeSet;
-use wire::{Epoch, SessionId, SliceId};
+use wire::{Epoch, NodeId, SessionId, SliceId};
 
 /// What a decision depends on besides the record.
 #[derive(Clone, Copy)]
@@ -25,6 +25,8 @@ pub struct Situation<'a> {
     pub target: &'a [SliceId],
     /// The director has just begun: members that are not here yet are on their way.
     pub settling: bool,
+    /// Nodes that have gone since it began: they are not on their way.
+    pub lost: &'a BTreeSet<NodeId>,
     /// Members that are not to be taken back yet.
     pub held: &'a BTreeSet<SliceId>,
     /// A member's process has changed without leaving: begin a new epoch even if nothing else changes.
@@ -93,7 +95,9 @@ impl Situation<'_> {
     pub fn next(&self, entry: &PgEntry) -> Option<PgRecord> {
         let old = &entry.record;
         let on_its_way = |slice: &SliceId| {
-            let gone = |home: crate::view::Home| !self.view.live().contains_key(&home.node);
+            let gone = |home: crate::view::Home| {
+                !self.view.live().contains_key(&home.node) && !self.lost.contains(&home.node)
+            };
             self.view.home(*slice).is_some_and(gone)
         };
         if self.settling && old.acting.iter().any(on_its_way) {
@@ -120,9 +124,10 @@ impl Situation<'_> {
             }
         } else {
             if fence == Fence::Free && old.primary.is_none() && old.primary_session.is_none()
-                || fence == Fence::Free && !self.consent && !self.serves(old)
+                || fence == Fence::Free && self.settling && !self.serves(old)
             {
-                // Nobody acts on the old record and nobody could on a new one.
+                // Nobody acts on the old record and nobody could on a new one. (While the cluster
+                // starts that is also true of a record that names a process of the past.)
                 return (new.target != old.target).then_some(new);
             }
             new.primary = None;
@@ -194,6 +199,30 @@ pub fn begin_hand_over(record: &PgRecord) -> PgRecord {
         new.epoch = Epoch(new.epoch.0 + 1);
     }
     new
+}
+
+/// The second half, written by the node that gives the primary away, once its core has said that it
+/// serves no longer. Members are the director's business: nobody joins here, and nobody is reinstated.
+pub fn finish_hand_over(view: &View, entry: &PgEntry, pool: &Pool, own: SessionId) -> Option<PgRecord> {
+    let record = &entry.record;
+    let former = record.acting.first()?;
+    if record.primary.is_some() || record.primary_session != Some(own) {
+        return None;
+    }
+    let others = record.target.iter().chain(&record.in_sync);
+    let held = others.filter(|slice| !record.acting.contains(slice)).copied().collect();
+    let situation = Situation {
+        view,
+        pool,
+        target: &record.target,
+        settling: false,
+        lost: &BTreeSet::new(),
+        held: &held,
+        restarted: false,
+        consent: true,
+        any_primary: false,
+    };
+    situation.next(entry).filter(|next| next.primary.is_some_and(|primary| primary != *former))
 }
 
 /// A primary's wish about a member.

@@ -79,6 +79,8 @@ struct Leading {
     settled: bool,
     /// No transactions before then.
     paused_until: Mono,
+    /// Nodes that have gone since it leads.
+    lost: BTreeSet<NodeId>,
     /// Last arrival or departure of a node.
     quiet_since: Mono,
     dirty: BTreeSet<PgId>,
@@ -134,6 +136,7 @@ impl Director {
             settle_until: now.plus_ms(SETTLE_MS),
             settled: false,
             paused_until: now,
+            lost: BTreeSet::new(),
             quiet_since: now,
             dirty: view.pgs().keys().copied().collect(),
             restarted: BTreeSet::new(),
@@ -169,7 +172,10 @@ impl Director {
                 if before.is_some() && session.is_some() && session != before {
                     leading.restarted.extend(&pgs);
                 }
-                if session.is_some() {
+                if session.is_none() {
+                    leading.lost.insert(node);
+                } else {
+                    leading.lost.remove(&node);
                     leading.unreachable.remove(&node);
                     // New pools may be waiting for this node.
                     leading.dirty_pools.extend(view.pools().keys());
@@ -323,7 +329,8 @@ impl Leading {
         }
         for slice in view.dropped() {
             if entry.record.target.contains(slice) && view.up(*slice).is_some() {
-                self.held.insert((pg, *slice), now.plus_ms(HOLD_MS));
+                // Not longer when it is left out because it is held.
+                self.held.entry((pg, *slice)).or_insert_with(|| now.plus_ms(HOLD_MS));
             }
         }
     }
@@ -416,22 +423,27 @@ impl Leading {
             held.insert(primary);
             consent = true;
         }
+        let lost = std::mem::take(&mut self.lost);
         let situation = Situation {
             view,
             pool,
             target: &target,
             settling: !self.settled,
+            lost: &lost,
             held: &held,
             restarted: self.restarted.contains(&pg),
             consent,
             any_primary,
         };
-        let Some(entry) = entry else { return Some((situation.first()?, Revision(0))) };
-        let record = self.next_or_hand_over(&situation, pg, entry, now);
+        let record = match entry {
+            Some(entry) => self.next_or_hand_over(&situation, pg, entry, now),
+            None => situation.first(),
+        };
+        self.lost = lost;
         if record.is_none() && self.settled {
             self.restarted.remove(&pg);
         }
-        record.map(|record| (record, entry.revision))
+        record.map(|record| (record, entry.map_or(Revision(0), |entry| entry.revision)))
     }
 
     fn next_or_hand_over(
