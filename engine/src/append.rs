@@ -65,7 +65,10 @@ impl DataCore {
             FrameKind::Zero => OpKind::Zero,
             FrameKind::Delete => OpKind::Delete,
             FrameKind::Ping => return self.answer_status(env, conn, &header, Status::Ok),
-            kind if (kind as u8).is_multiple_of(2) && kind != FrameKind::Control && kind != FrameKind::Hello => {
+            kind if (kind as u8).is_multiple_of(2)
+                && kind != FrameKind::Control
+                && kind != FrameKind::Hello =>
+            {
                 return self.answer_status(env, conn, &header, Status::Invalid);
             }
             _ => return self.drop_inbound(env, conn, false),
@@ -198,7 +201,8 @@ impl DataCore {
 
     /// The same for all PGs: queues must not keep what nobody waits for any more.
     pub(crate) fn recheck_queues(&mut self, env: &mut dyn Env) {
-        let keys: Vec<Key> = self.pgs.iter().filter(|(_, pg)| !pg.queue.is_empty()).map(|(key, _)| key).collect();
+        let keys: Vec<Key> =
+            self.pgs.iter().filter(|(_, pg)| !pg.queue.is_empty()).map(|(key, _)| key).collect();
         for key in keys {
             self.recheck_queue(env, key);
         }
@@ -236,6 +240,9 @@ impl DataCore {
         } else {
             self.wait(key, obj, false);
             self.heal_for_waiting(env, obj);
+            if self.bug(Bug::PushWithoutBlockingWrites) {
+                self.progress(env, obj);
+            }
         }
         self.drop_idle(obj);
     }
@@ -308,6 +315,9 @@ impl DataCore {
             OpKind::Write | OpKind::Zero | OpKind::Delete => {
                 let mut blocked = obj.exclusive != Exclusive::Free || lacking != 0;
                 if self.bug(Bug::PushWithoutBlockingWrites) && matches!(obj.exclusive, Exclusive::Heal(_)) {
+                    blocked = false;
+                }
+                if self.bug(Bug::AcceptOutOfOrderSubwrite) && obj.exclusive == Exclusive::Free {
                     blocked = false;
                 }
                 // A delete replaces the object whole: it needs no recovery first.

@@ -56,7 +56,9 @@ impl DataCore {
         let Some(index) = primary.member_index(header.slice) else { return };
         match header.status {
             Status::Ok => {
-                if deletes
+                let whole = deletes || self.bug(Bug::AcceptOutOfOrderSubwrite);
+                let Some(primary) = self.primary_mut(pg) else { return };
+                if whole
                     && let Some(member) = primary.members.get_mut(index)
                     && member.missing.remove(&object)
                 {

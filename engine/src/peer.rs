@@ -63,7 +63,9 @@ impl DataCore {
                 match peer.state {
                     PeerState::Forgotten => self.connect_peer(env, at),
                     // Its process is another one: a host that vanished does not say goodbye.
-                    PeerState::Up(conn) if before.is_some() && peer.process != before => env.close(conn, false),
+                    PeerState::Up(conn) if before.is_some() && peer.process != before => {
+                        env.close(conn, false)
+                    }
                     _ => {}
                 }
             }

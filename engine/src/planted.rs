@@ -20,7 +20,7 @@ pub enum Bug {
     SkipListOnFreshPrimary,
     /// Writes to an object go on while it is being pushed.
     PushWithoutBlockingWrites,
-    /// A member applies a sub-write without comparing counters.
+    /// A member applies a sub-write to whatever it has, and the primary does not recover the object first.
     AcceptOutOfOrderSubwrite,
     /// An older connection of a session stays welcome beside a newer one.
     OldIncarnationAccepted,

@@ -54,6 +54,10 @@ pub(super) struct Cluster {
     pub(super) closed: BTreeSet<ConnId>,
     request: u64,
     planted: Planted,
+    /// What a new primary gets.
+    pub(super) lease_ms: u64,
+    /// Nodes hear of a new record up to this much later, in nanoseconds.
+    pub(super) news_ns: u64,
 }
 
 impl Cluster {
@@ -80,6 +84,8 @@ impl Cluster {
             closed: BTreeSet::new(),
             request: 0,
             planted,
+            lease_ms: 60_000,
+            news_ns: 0,
         };
         for node in 0..3 {
             cluster.prepare(node);
@@ -193,15 +199,21 @@ impl Cluster {
             in_sync: in_sync.iter().map(|n| slice(*n)).collect(),
         };
         self.announce();
-        self.lease(primary, 60_000);
+        let ms = self.lease_ms;
+        self.lease(primary, ms);
     }
 
     /// Every live node's control core passes the record on.
     pub(super) fn announce(&mut self) {
-        let nodes: Vec<usize> = self.nodes.keys().copied().collect();
+        // A paused process hears when it wakes, if somebody tells it then.
+        let nodes: Vec<usize> =
+            self.nodes.keys().copied().filter(|node| !self.paused.contains(node)).collect();
         for node in nodes {
-            let update = self.update();
-            self.tell(node, CoreMsg::Pg(update));
+            let event = Event::Mesh { from: CONTROL_CORE, msg: CoreMsg::Pg(self.update()).into_mesh() };
+            let mut world = self.world.borrow_mut();
+            let late = if self.news_ns > 0 { world.random() % self.news_ns } else { 0 };
+            let at = world.now + late;
+            world.at(at, node, Due::Event(event));
         }
     }
 

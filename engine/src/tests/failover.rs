@@ -2,6 +2,7 @@
 
 use super::cluster::*;
 use crate::PgState;
+use crate::planted::Planted;
 use wire::Status;
 
 /// Writes once with success, then once more such that only `reached` of the members get it, then ends the
@@ -134,6 +135,33 @@ fn members_refuse_a_primary_of_an_older_epoch() {
     assert!(c.equal(&[1, 2]));
     c.lease(0, 0);
     assert_eq!(c.status(late), Status::Unknown, "and without a lease there is nothing left to wait for");
+}
+
+/// A sub-write of an old epoch arrives after the next primary has compared its members.
+pub(super) fn late_sub_write(planted: Planted) {
+    let mut c = Cluster::with(8, planted);
+    c.decide(0, &[0, 1, 2], &[0, 1, 2]);
+    let conn = c.dial(0, 1);
+    c.put(conn, 1, 0, 1);
+    c.world.borrow_mut().hold(0, 1);
+    c.world.borrow_mut().hold(0, 2);
+    c.write(conn, 1, 0, 9);
+    c.wait("the primary has it", |c| c.presence(0, 1).version().unwrap().counter == 2);
+    c.paused.insert(0);
+    c.decide(1, &[1, 2], &[1, 2]);
+    let second = c.dial(1, 1);
+    assert_eq!(c.get(second, 1, 0), 1);
+    c.world.borrow_mut().release(0, 2);
+    c.pass(50);
+    c.crash(1);
+    c.decide(2, &[2], &[2]);
+    let third = c.dial(2, 1);
+    assert_eq!(c.get(third, 1, 0), 1, "what was read before stays");
+}
+
+#[test]
+fn a_late_sub_write_of_an_older_epoch_is_refused() {
+    late_sub_write(Planted::none());
 }
 
 #[test]

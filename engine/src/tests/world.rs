@@ -48,6 +48,8 @@ pub(super) struct World {
     pub(super) life: BTreeMap<usize, u64>,
     /// Directions in which frames wait, with what waits.
     held: BTreeMap<(usize, usize), Vec<(ConnId, Frame)>>,
+    /// The same for single connections, by the sender's end.
+    held_conns: BTreeMap<ConnId, Vec<Frame>>,
     pub(super) told: Vec<(usize, CoreMsg)>,
     /// Frames sent, by kind: for asserting what did not happen.
     pub(super) sent: Vec<(usize, wire::FrameKind)>,
@@ -68,6 +70,7 @@ impl World {
             disks: BTreeMap::new(),
             life: BTreeMap::new(),
             held: BTreeMap::new(),
+            held_conns: BTreeMap::new(),
             told: Vec::new(),
             sent: Vec::new(),
         }))
@@ -124,6 +127,10 @@ impl World {
         // The receiver gets memory of its own.
         let payload = frame.payload.as_ref().map(|p| IoBuf::copy_of(p.as_slice()).unwrap());
         let frame = Frame { payload, ..frame };
+        if let Some(held) = self.held_conns.get_mut(&conn) {
+            held.push(frame);
+            return;
+        }
         if let Some(held) = self.held.get_mut(&(from, to)) {
             held.push((peer, frame));
             return;
@@ -142,6 +149,21 @@ impl World {
     /// From now on frames of one direction wait.
     pub(super) fn hold(&mut self, from: usize, to: usize) {
         self.held.entry((from, to)).or_default();
+    }
+
+    /// From now on what is sent on a connection waits.
+    pub(super) fn hold_conn(&mut self, conn: ConnId) {
+        self.held_conns.entry(conn).or_default();
+    }
+
+    /// What waited arrives, even if the connection has been given up since.
+    pub(super) fn release_conn(&mut self, conn: ConnId) {
+        let Some(end) = self.ends.get(&conn) else { return };
+        let peer = end.peer;
+        let Some(to) = self.ends.get(&peer).map(|end| end.node) else { return };
+        for frame in self.held_conns.remove(&conn).unwrap_or_default() {
+            self.deliver(to, peer, frame);
+        }
     }
 
     /// What waited goes on.
