@@ -254,9 +254,11 @@ impl CoreEnv {
 
     /// Turns completions, due timers and letters into events. Reads the clock once.
     pub(crate) fn collect(&mut self) {
-        self.refresh_now();
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.reap(&mut completions, BATCH_COMPLETIONS);
+        // After reaping, not before: a process stopped between the two would judge its lease by a time
+        // before the requests that it then answers.
+        self.refresh_now();
         self.stats.completions.add(completions.len() as u64);
         for completion in completions.drain(..) {
             match completion.class {
