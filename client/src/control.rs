@@ -85,6 +85,9 @@ pub(crate) struct Control {
     subscribed: Vec<String>,
     subscription: Subscription,
     staged: Vec<KeyValue>,
+    /// The latest revision that was passed on. A node that lags behind it (cut off, or just restarted)
+    /// must not take the map back in time.
+    newest: Revision,
     calls: BTreeMap<u64, Call>,
     next_ticket: u64,
     /// The greeting's refusal by the address tried last.
@@ -109,6 +112,7 @@ impl Control {
             subscribed: Vec::new(),
             subscription: Subscription::None,
             staged: Vec::new(),
+            newest: Revision(0),
             calls: BTreeMap::new(),
             next_ticket: 1,
             refusal: None,
@@ -322,6 +326,7 @@ impl Control {
             ControlMsg::Snapshot { revision, items, more } => self.snapshot(env, revision, items, more),
             ControlMsg::Changes { revision, changes } => {
                 // While a new snapshot is coming these still belong to the earlier subscription.
+                self.newest = self.newest.max(revision);
                 Some(News::Changes { revision, changes })
             }
             ControlMsg::Error { .. } => {
@@ -354,6 +359,13 @@ impl Control {
         if more {
             return None;
         }
+        if revision < self.newest {
+            // Not the next address at once: it may be that none has caught up yet.
+            self.failures = (self.addrs.len() + self.learned.len()).saturating_sub(1) as u32;
+            self.drop_link(env);
+            return None;
+        }
+        self.newest = revision;
         self.subscription = Subscription::Complete;
         let items = std::mem::take(&mut self.staged);
         let prefixes = self.subscribed.clone();

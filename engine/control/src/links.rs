@@ -191,6 +191,8 @@ pub struct Uplink {
     link: Link,
     /// Parts of a snapshot that is still arriving.
     parts: Vec<KeyValue>,
+    /// The latest revision passed on: a voter that lags behind it must not take this node back in time.
+    newest: Revision,
     watching: bool,
     waiting: VecDeque<(u64, MetaRequest, Mono)>,
     /// Requests on their way, and when they were sent.
@@ -215,6 +217,7 @@ impl Uplink {
             at,
             link: Link::new(*voters.get(at)?),
             parts: Vec::new(),
+            newest: Revision(0),
             watching: false,
             waiting: VecDeque::new(),
             sent: BTreeMap::new(),
@@ -285,12 +288,17 @@ impl Uplink {
             }
             ControlMsg::Snapshot { revision, items, more } => {
                 self.parts.extend(items);
-                if !more {
+                if !more && revision < self.newest {
+                    // Another voter, or this one when it has caught up.
+                    self.link.drop_connection(env);
+                } else if !more {
+                    self.newest = revision;
                     self.watching = true;
                     self.out.push(UplinkOut::Snapshot(revision, std::mem::take(&mut self.parts)));
                 }
             }
             ControlMsg::Changes { revision, changes } if self.watching => {
+                self.newest = self.newest.max(revision);
                 self.out.push(UplinkOut::Changes(revision, changes));
             }
             ControlMsg::Error { .. } => {}
