@@ -60,7 +60,7 @@ pub const STATS_INTERVAL_MS: u64 = 200;
 /// PGs in one statistics key: some 90 bytes each, below a value's bound.
 pub const STATS_PGS_PER_KEY: usize = 1_000;
 /// PG maps resolved in one step: some microseconds each.
-pub const FEEDS_PER_STEP: usize = 256;
+pub const FEEDS_PER_STEP: usize = 128;
 /// Messages to one data core that may wait for room in its ring before no more are made.
 pub const FEED_BACKLOG: usize = 512;
 /// Primaries' wishes that may wait; data cores repeat theirs.

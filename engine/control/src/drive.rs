@@ -12,8 +12,8 @@ use std::rc::Rc;
 use wire::control::{Change, ControlMsg, MetaReply, MetaRequest};
 use wire::{NodeId, Revision, SessionId, Status};
 
-/// Changes parsed in one step: two to three microseconds each.
-const CHANGES_PER_STEP: usize = 768;
+/// Changes parsed in one step: some five microseconds each with what follows from them.
+const CHANGES_PER_STEP: usize = 256;
 /// Rounds of asking and hearing in one step: a single voter answers at once, and answers lead to new
 /// questions.
 const ROUNDS: usize = 4;
@@ -74,15 +74,18 @@ impl ControlCore {
             self.feed.pump(env, &self.view);
             return self.feed.has_work();
         }
-        for _ in 0..ROUNDS {
+        let mut budget = CHANGES_PER_STEP;
+        for round in 0..ROUNDS {
             if let Meta::Voter(node) = &mut self.meta {
                 node.flush(env);
             }
             let heard = self.hear(env);
-            self.take_over(env);
+            while budget > 0 && !self.incoming.is_empty() {
+                budget = self.take_over_some(env, budget);
+            }
             if self.incoming.is_empty() {
                 self.check_leadership(env);
-                self.plan(env);
+                self.plan(env, round == 0);
             }
             if !heard {
                 break;
@@ -154,20 +157,13 @@ impl ControlCore {
         self.incoming.push_back(Incoming { revision, changes: Rc::new(changes), at: 0 });
     }
 
-    /// Parses a bounded number of changes.
-    fn take_over(&mut self, env: &mut dyn Env) {
-        let mut budget = CHANGES_PER_STEP;
-        while budget > 0 && !self.incoming.is_empty() {
-            budget = self.take_over_some(env, budget);
-        }
-    }
-
     fn take_over_all(&mut self, env: &mut dyn Env) {
         while !self.incoming.is_empty() {
             self.take_over_some(env, usize::MAX);
         }
     }
 
+    /// Parses at most so many changes; how many more may be parsed.
     fn take_over_some(&mut self, env: &mut dyn Env, budget: usize) -> usize {
         let Some(incoming) = self.incoming.front_mut() else { return budget };
         let (revision, changes) = (incoming.revision, incoming.changes.clone());
@@ -196,7 +192,7 @@ impl ControlCore {
         self.director.touched(&self.view, touched, env.now());
         match touched {
             Touched::Pg(pg) => {
-                self.feed.touch([pg]);
+                self.feed.touch_one(pg);
                 self.wishes.touched(pg);
                 let primary = self.view.pgs().get(&pg).and_then(|entry| entry.record.primary);
                 let home = primary.and_then(|slice| self.view.home(slice));
@@ -231,15 +227,16 @@ impl ControlCore {
         }
     }
 
-    /// Asks for everything that is due.
-    fn plan(&mut self, env: &mut dyn Env) {
+    /// Asks for everything that is due; the director's part is large and done once per step.
+    fn plan(&mut self, env: &mut dyn Env, direct: bool) {
         let now = env.now();
         let node = self.config.node;
         let seen = self.mirror.revision();
         let live = self.view.live().get(&node).map(|live| live.session);
         let todo = self.registrar.on_tick(&self.config, now, seen, live, self.fresh);
         self.registrar_does(env, todo);
-        for plan in self.director.plan(&self.view, now) {
+        let plans = if direct { self.director.plan(&self.view, now) } else { Vec::new() };
+        for plan in plans {
             self.ask(env, Asker::Director(plan.batch), plan.request);
         }
         if self.registrar.is_registered() {

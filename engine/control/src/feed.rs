@@ -38,7 +38,7 @@ impl Feed {
     pub fn open(&mut self, view: &View, session: SessionId) {
         self.open = true;
         self.broadcast(|| CoreMsg::Identity { session });
-        self.dirty.extend(view.pgs().keys());
+        self.dirty.append(&mut view.pgs().keys().copied().collect());
         self.dirty.extend(self.cores.iter().flat_map(|core| &core.stale));
     }
 
@@ -76,7 +76,15 @@ impl Feed {
     /// These PGs, or something they are resolved with, have changed.
     pub fn touch(&mut self, pgs: impl IntoIterator<Item = PgId>) {
         if self.open {
-            self.dirty.extend(pgs);
+            // Merging sorted sets is far cheaper than inserting one by one when there are thousands.
+            self.dirty.append(&mut pgs.into_iter().collect());
+        }
+    }
+
+    /// This PG's record has changed.
+    pub fn touch_one(&mut self, pg: PgId) {
+        if self.open {
+            self.dirty.insert(pg);
         }
     }
 

@@ -48,7 +48,7 @@ pub struct Me {
 }
 
 enum Out {
-    Frame(Frame),
+    Frame(Box<Frame>),
     Snapshot { revision: Revision, items: VecDeque<Rc<KeyValue>> },
 }
 
@@ -70,7 +70,7 @@ struct Session {
 impl Session {
     fn push(&mut self, frame: Frame) {
         self.out_bytes += frame.payload.as_ref().map_or(0, IoBuf::len);
-        self.out.push_back(Out::Frame(frame));
+        self.out.push_back(Out::Frame(Box::new(frame)));
     }
 }
 
@@ -400,7 +400,7 @@ fn drain(env: &mut dyn Env, conn: ConnId, session: &mut Session) -> bool {
     while let Some(front) = session.out.front_mut() {
         match front {
             Out::Frame(frame) => {
-                if Net::send(env, conn, frame.clone()).is_err() {
+                if Net::send(env, conn, frame.as_ref().clone()).is_err() {
                     return false;
                 }
                 session.out_bytes =

@@ -19,11 +19,12 @@ use wire::{NodeId, PgId, PoolId, Revision, SliceId};
 
 /// PG records in one transaction: some 300 bytes each, far below a transaction's bound, and few enough
 /// that one conflict does not throw away much.
-pub const PGS_PER_TXN: usize = 128;
-/// Transactions on their way at once.
-pub const TXNS_IN_FLIGHT: usize = 8;
-/// PGs looked at in one step: some microseconds each.
-pub const PGS_PER_STEP: usize = 512;
+pub const PGS_PER_TXN: usize = 64;
+/// Transactions on their way at once: enough to hide a commit's latency; the leader decides each against
+/// all others on their way, so more of them cost it quadratically more.
+pub const TXNS_IN_FLIGHT: usize = 4;
+/// PGs looked at in one step: some ten microseconds each with their transaction.
+pub const PGS_PER_STEP: usize = 128;
 /// How long a new director waits for members that have not registered yet, in milliseconds. A whole
 /// cluster that restarts comes up in one piece instead of degrading PG by PG. One time to live of a
 /// lease: nobody is removed earlier after a change of leader anyway.
@@ -86,6 +87,8 @@ struct Leading {
     dirty: BTreeSet<PgId>,
     restarted: BTreeSet<PgId>,
     dirty_pools: BTreeSet<PoolId>,
+    /// What the targets were computed from.
+    topology: Topology,
     retarget: BTreeSet<PoolId>,
     targets: BTreeMap<PoolId, Vec<Vec<SliceId>>>,
     problems: BTreeMap<PoolId, PlacementError>,
@@ -141,6 +144,7 @@ impl Director {
             dirty: view.pgs().keys().copied().collect(),
             restarted: BTreeSet::new(),
             dirty_pools: view.pools().keys().copied().collect(),
+            topology: Topology::new(view.nodes().values()),
             retarget: view.pools().keys().copied().collect(),
             targets: BTreeMap::new(),
             problems: BTreeMap::new(),
@@ -167,10 +171,11 @@ impl Director {
             Touched::Pg(pg) => leading.touched_pg(view, pg, now),
             Touched::Live { node, before } => {
                 leading.quiet_since = now;
-                let pgs = view.pgs_of_node(node);
+                // Merged, not inserted one by one: a node may take part in thousands.
+                let mut pgs = view.pgs_of_node(node);
                 let session = view.live().get(&node).map(|live| live.session);
                 if before.is_some() && session.is_some() && session != before {
-                    leading.restarted.extend(&pgs);
+                    leading.restarted.append(&mut pgs.clone());
                 }
                 if session.is_none() {
                     leading.lost.insert(node);
@@ -180,11 +185,16 @@ impl Director {
                     // New pools may be waiting for this node.
                     leading.dirty_pools.extend(view.pools().keys());
                 }
-                leading.dirty.extend(pgs);
+                leading.dirty.append(&mut pgs);
             }
             Touched::Node(node) => {
-                leading.retarget.extend(view.pools().keys());
-                leading.dirty.extend(view.pgs_of_node(node));
+                // A node that registers again as it was moves nothing.
+                let topology = Topology::new(view.nodes().values());
+                if topology != leading.topology {
+                    leading.topology = topology;
+                    leading.retarget.extend(view.pools().keys());
+                }
+                leading.dirty.append(&mut view.pgs_of_node(node));
             }
             Touched::Pool(pool) => {
                 leading.retarget.insert(pool);
@@ -359,7 +369,7 @@ impl Leading {
             }
         }
         let rule = rule_of(pool);
-        match assign(&Topology::new(view.nodes().values()), &rule, &previous) {
+        match assign(&self.topology, &rule, &previous) {
             Ok(targets) => {
                 self.problems.remove(&id);
                 for (index, (old, new)) in (0..).zip(previous.iter().zip(&targets)) {
