@@ -343,6 +343,8 @@ proptest! {
                 world.register(id);
             }
         }
+        // Hand-overs that failed make a leader wait for long before it tries again.
+        run(&mut world, nodes, Step::Leader);
         for _ in 0..240 {
             world.settle_late();
             world.advance(100);

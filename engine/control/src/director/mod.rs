@@ -38,9 +38,9 @@ pub const HAND_OVER_AFTER_MS: u64 = 2_000;
 pub const HAND_OVERS: usize = 8;
 /// How long the present primary may take to consent before it is reinstated, in milliseconds.
 pub const CONSENT_MS: u64 = 300;
-/// After a hand-over that got no consent there is none for so long, in milliseconds: it was in vain and
-/// cost its PG `CONSENT_MS`.
-pub const HAND_OVER_PAUSE_MS: u64 = 600_000;
+/// After a hand-over that got no consent there is none for so long, in milliseconds; twice as long after
+/// each further one. It was in vain and cost its PG `CONSENT_MS`.
+pub const HAND_OVER_PAUSE_MS: std::ops::RangeInclusive<u64> = 5_000..=600_000;
 /// Pause after the metadata store could not take a transaction, in milliseconds.
 const RETRY_MS: u64 = 20;
 
@@ -98,7 +98,9 @@ struct Leading {
     /// PGs between the halves of a hand-over, and when it fails.
     handing: BTreeMap<PgId, Mono>,
     hand_overs_from: Mono,
-    /// One hand-over has succeeded: several at once may be tried.
+    /// The next pause after a failure.
+    hand_over_pause_ms: u64,
+    /// The last hand-over has succeeded: several at once may be tried.
     handed_over: bool,
     in_flight: BTreeMap<u64, Batch>,
     busy: BTreeSet<PgId>,
@@ -152,6 +154,7 @@ impl Director {
             unpreferred: BTreeMap::new(),
             handing: BTreeMap::new(),
             hand_overs_from: now,
+            hand_over_pause_ms: *HAND_OVER_PAUSE_MS.start(),
             handed_over: false,
             in_flight: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -335,7 +338,10 @@ impl Leading {
         };
         if entry.record.primary.is_some() && self.handing.remove(&pg).is_some() {
             self.unpreferred.remove(&pg);
-            self.handed_over |= entry.record.primary == entry.record.target.first().copied();
+            if entry.record.primary == entry.record.target.first().copied() {
+                self.handed_over = true;
+                self.hand_over_pause_ms = *HAND_OVER_PAUSE_MS.start();
+            }
         }
         for slice in view.dropped() {
             if entry.record.target.contains(slice) && view.up(*slice).is_some() {
@@ -474,7 +480,9 @@ impl Leading {
             self.handing.remove(&pg);
             if all_up {
                 tracing::warn!(%pg, "no consent to a hand-over, its primary stays");
-                self.hand_overs_from = now.plus_ms(HAND_OVER_PAUSE_MS);
+                self.hand_overs_from = now.plus_ms(self.hand_over_pause_ms);
+                self.hand_over_pause_ms = (self.hand_over_pause_ms * 2).min(*HAND_OVER_PAUSE_MS.end());
+                self.handed_over = false;
             }
         }
         if let Some(next) = situation.next(entry) {
