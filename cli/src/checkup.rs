@@ -36,7 +36,11 @@ pub fn run(global: &Global, path: &Path, data: bool, repair: bool) -> Result<(),
         }
         device.0.sync_all().map_err(problem)?;
     }
-    if global.json { print_json(path, &report, repaired)? } else { print(path, &report, repaired)? }
+    if global.json {
+        print_json(path, &report, repaired)?
+    } else {
+        print(path, &report, repaired)?
+    }
     let bad = |finding: &&Finding| match finding.severity() {
         Severity::Note => false,
         Severity::Repairable => !repair,
@@ -59,7 +63,8 @@ fn severity(finding: &Finding) -> &'static str {
 fn print(path: &Path, report: &CheckReport, repaired: usize) -> Result<(), CliError> {
     if let Some(disk) = &report.disk {
         output::line(&format!("{}: disk {} of cluster {}", path.display(), disk.disk, disk.cluster))?;
-        let headings = ["SLICE", ">OBJECTS", ">TOMBSTONES", ">DATA", ">USED", ">FREE", ">COMMITS", ">VERIFIED"];
+        let headings =
+            ["SLICE", ">OBJECTS", ">TOMBSTONES", ">DATA", ">USED", ">FREE", ">COMMITS", ">VERIFIED"];
         let mut table = Table::new(&headings);
         let size = |blocks: u64| ByteSize(blocks.saturating_mul(BLOCK_BYTES as u64)).to_string();
         for slice in &report.slices {

@@ -225,7 +225,8 @@ impl Fleet {
     /// Sends a signal.
     pub fn signal(&self, index: usize, signal: Signal) -> Result<(), CliError> {
         let pid = self.pid(index).and_then(|pid| Pid::from_raw(pid as i32));
-        let pid = pid.ok_or(CliError::Refused { what: "signal a node".into(), why: "it is not running".into() })?;
+        let pid =
+            pid.ok_or(CliError::Refused { what: "signal a node".into(), why: "it is not running".into() })?;
         kill_process(pid, signal).map_err(|error| io("signal a node")(error.into()))
     }
 
@@ -235,10 +236,14 @@ impl Fleet {
         let node = self.node(index)?;
         let id = node.id;
         let Some(mut child) = node.child.take() else { return Ok(()) };
-        let Some(status) = wait_for_end(&mut child, Deadline::after(STOP_LIMIT)).map_err(io("wait for a node"))?
+        let Some(status) =
+            wait_for_end(&mut child, Deadline::after(STOP_LIMIT)).map_err(io("wait for a node"))?
         else {
             let _ = child.kill().and_then(|()| child.wait());
-            return Err(CliError::TimedOut { what: format!("node {id} to stop"), seconds: STOP_LIMIT.as_secs() });
+            return Err(CliError::TimedOut {
+                what: format!("node {id} to stop"),
+                seconds: STOP_LIMIT.as_secs(),
+            });
         };
         if status.success() {
             return Ok(());

@@ -4,6 +4,7 @@
 //! The client lives in this thread; waiting means letting it work until the answer is there.
 
 use crate::cmd::Global;
+use crate::deadline::Deadline;
 use crate::error::CliError;
 use client::{AdminDone, AdminError, ImageHandle, IoDone, Op, OpenMode, Options, SubmitError};
 use control::admin::{self, Keys, PoolSpec};
@@ -165,7 +166,11 @@ impl Cluster {
     /// A key's value, decoded, and its revision; `None` when it does not exist.
     pub fn get<T: DeserializeOwned>(&mut self, key: &str) -> Result<Option<(T, Revision)>, CliError> {
         let items = self.range(key)?;
-        items.iter().find(|item| item.key == key).map(|item| Ok((decode(item)?, item.mod_revision))).transpose()
+        items
+            .iter()
+            .find(|item| item.key == key)
+            .map(|item| Ok((decode(item)?, item.mod_revision)))
+            .transpose()
     }
 
     /// All values with a prefix, decoded.
@@ -283,6 +288,17 @@ impl Cluster {
     /// Submits an operation.
     pub fn submit(&mut self, image: OpenImage, op: Op, user: u64) -> Result<(), (SubmitError, Op)> {
         self.client.submit(image.handle, op, user).map(|_| ())
+    }
+
+    /// The next completed operation, waiting for it at most until the deadline.
+    pub fn next_io_until(&mut self, deadline: Deadline) -> Result<Option<IoDone>, CliError> {
+        loop {
+            match self.client.next_io() {
+                Some(done) => return Ok(Some(done)),
+                None if deadline.passed() => return Ok(None),
+                None => self.turn(TURN.min(deadline.left()))?,
+            }
+        }
     }
 
     /// The next completed operation; waits when there is none.

@@ -275,8 +275,7 @@ impl ConfigFile {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        Self::parse(&text)
-            .map_err(|message| ConfigError::Parse { path: path.into(), message })
+        Self::parse(&text).map_err(|message| ConfigError::Parse { path: path.into(), message })
     }
 
     /// Parses the text; the error is for a person.
@@ -297,7 +296,10 @@ impl ConfigFile {
             (None, None) => return Err(missing("node.control", NodeSection::KEYS)),
         };
         if control.port() == 0 && own.is_some() && voters.len() > 1 {
-            return Err(bad("node.control", "is port 0, but this node is a voter: the others must know its port"));
+            return Err(bad(
+                "node.control",
+                "is port 0, but this node is a voter: the others must know its port",
+            ));
         }
         let config = NodeConfig {
             cluster: cluster.id.ok_or_else(|| missing("cluster.id", ClusterSection::KEYS))?,
@@ -411,9 +413,9 @@ pub fn host_allows_locking() -> Option<u64> {
 }
 
 fn host_name() -> Result<String, ConfigError> {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map(|name| name.trim().to_string())
-        .map_err(|error| bad("node.host", format!("is not set and the machine has no readable name: {error}")))
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_string()).map_err(
+        |error| bad("node.host", format!("is not set and the machine has no readable name: {error}")),
+    )
 }
 
 /// A doc comment's lines as one paragraph.
@@ -464,7 +466,10 @@ pub fn starter(cluster: ClusterId, ip: IpAddr) -> String {
             let set = match (table, key.key) {
                 ("cluster", "id") => format!("id = \"{cluster}\""),
                 ("cluster", "voters") => {
-                    format!("voters = [{{ node = 1, address = \"{}\" }}]", SocketAddr::new(ip, DEFAULT_CONTROL_PORT))
+                    format!(
+                        "voters = [{{ node = 1, address = \"{}\" }}]",
+                        SocketAddr::new(ip, DEFAULT_CONTROL_PORT)
+                    )
                 }
                 ("node", "id") => "id = 1".to_string(),
                 ("node", "data_dir") => "data_dir = \"/var/lib/drystone\"".to_string(),
@@ -514,7 +519,11 @@ mod tests {
             ("data_dir = \"/tmp/x\"", "", "node.data_dir is not set"),
             ("\"9f1c0a3e5b7d42689f1c0a3e5b7d4268\"", "\"xyz\"", "id = \"xyz\""),
             ("id = \"9f1c0a3e5b7d42689f1c0a3e5b7d4268\"", "", "cluster.id is not set"),
-            ("voters = [{ node = 1, address = \"127.0.0.1:7700\" }]", "voters = []", "cluster.voters names 0"),
+            (
+                "voters = [{ node = 1, address = \"127.0.0.1:7700\" }]",
+                "voters = []",
+                "cluster.voters names 0",
+            ),
             ("127.0.0.1:7700", "127.0.0.1", "address"),
             ("127.0.0.1:7700", "0.0.0.0:7700", "node.control is 0.0.0.0"),
             ("\"16MiB\"", "\"16Mi\"", "buffer_bytes"),
@@ -533,11 +542,10 @@ mod tests {
         let text = starter(ClusterId(7), IpAddr::from([10, 0, 0, 1]));
         let config = resolve(&text).unwrap();
         assert_eq!(config.cluster, ClusterId(7));
-        let uncommented: String =
-            text.lines().map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(l)).fold(
-                String::new(),
-                |all, line| all + line + "\n",
-            );
+        let uncommented: String = text
+            .lines()
+            .map(|l| l.strip_prefix("# ").filter(|l| l.contains(" = ")).unwrap_or(l))
+            .fold(String::new(), |all, line| all + line + "\n");
         let mut all = ConfigFile::parse(&uncommented).unwrap();
         all.node.cores = Some(4);
         assert_eq!(all.resolve().unwrap().cpus, Some(vec![2, 3, 4, 5]));

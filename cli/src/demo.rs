@@ -217,7 +217,11 @@ impl<'a> Demo<'a> {
             rw: "randwrite",
             bs: "4k",
             depth: 64,
-            extra: vec![format!("--size={}", SMALL_REGION.0), "--verify=crc32c".into(), "--verify_fatal=1".into()],
+            extra: vec![
+                format!("--size={}", SMALL_REGION.0),
+                "--verify=crc32c".into(),
+                "--verify_fatal=1".into(),
+            ],
         };
         let result = self.fio(&job, |_, _| Ok(()))?;
         self.say(&format!("      {} operations, every block verified", result.ios))
@@ -264,7 +268,9 @@ impl<'a> Demo<'a> {
 
     fn death_of_a_node(&mut self) -> Result<(), CliError> {
         let victim = self.fleet.nodes.get(VICTIM).map_or(0, |node| node.id.0);
-        self.say(&format!("fio: verified random writes; node {victim} will be killed in the middle of them"))?;
+        self.say(&format!(
+            "fio: verified random writes; node {victim} will be killed in the middle of them"
+        ))?;
         let job = FioJob {
             name: "crash".into(),
             rw: "randwrite",

@@ -251,7 +251,9 @@ impl DiskProblem {
             Self::Foreign => format!(
                 "if it is the right disk and its data is no longer needed: drystone disk prepare --force {path}"
             ),
-            Self::OtherCluster { .. } => "move the disk back, or check cluster.id in the configuration".into(),
+            Self::OtherCluster { .. } => {
+                "move the disk back, or check cluster.id in the configuration".into()
+            }
             Self::OtherNode { .. } => {
                 "move the disk back, or check node.id and node.disks in the configuration".into()
             }

@@ -95,8 +95,10 @@ impl FioJob {
         let output = dir.join(format!("fio-{}.json", self.name));
         let errors = dir.join(format!("fio-{}.log", self.name));
         let log = std::fs::OpenOptions::new().create(true).truncate(true).write(true).open(&errors);
-        let log = log.map_err(|source| CliError::Io { what: format!("open {}", errors.display()), source })?;
-        let out = log.try_clone().map_err(|source| CliError::Io { what: "duplicate a file".into(), source })?;
+        let log =
+            log.map_err(|source| CliError::Io { what: format!("open {}", errors.display()), source })?;
+        let out =
+            log.try_clone().map_err(|source| CliError::Io { what: "duplicate a file".into(), source })?;
         // setpriv (util-linux) makes the kernel end fio with this process, whatever happens to it.
         let mut command = Command::new("setpriv");
         command

@@ -323,8 +323,7 @@ mod tests {
     fn raw(state: &str, stat_epoch: u64) -> Raw {
         let pg = PgId { pool: PoolId(1), index: 0 };
         let stat = PgStat { state: state.into(), epoch: Epoch(stat_epoch), objects: 5, missing: 2 };
-        let record =
-            PgRecord { epoch: Epoch(3), primary: Some(SliceId(1)), ..PgRecord::default() };
+        let record = PgRecord { epoch: Epoch(3), primary: Some(SliceId(1)), ..PgRecord::default() };
         Raw {
             nodes: Vec::new(),
             live: BTreeMap::from([(NodeId(1), Live { session: SessionId(1), failed: Vec::new() })]),

@@ -74,9 +74,11 @@ impl Table {
                     .iter()
                     .zip(&widths)
                     .zip(&self.right)
-                    .map(|((cell, &width), &right)| {
-                        if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-                    })
+                    .map(
+                        |((cell, &width), &right)| {
+                            if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+                        },
+                    )
                     .collect();
                 cells.join("  ").trim_end().to_string()
             })

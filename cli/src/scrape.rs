@@ -54,7 +54,9 @@ pub fn scrape(http: SocketAddr) -> Result<String, CliError> {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect(http)?;
         stream.set_read_timeout(Some(LIMIT))?;
-        stream.write_all(format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        stream.write_all(
+            format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes(),
+        )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)

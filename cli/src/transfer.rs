@@ -2,6 +2,7 @@
 //! and wiping. Many requests are kept under way; zeroes are neither sent nor written.
 
 use crate::cluster::{Cluster, OpenImage};
+use crate::deadline::Deadline;
 use crate::error::CliError;
 use crate::stop::Stop;
 use client::{IoDone, Op, SubmitError};
@@ -12,12 +13,15 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::time::Duration;
 use wire::{BLOCK_BYTES, OBJECT_BYTES};
 
 /// Bytes moved by one request: eight objects, enough for streaming and little enough for a progress bar.
 pub const CHUNK_BYTES: u64 = 8 * OBJECT_BYTES as u64;
-/// Objects removed by one request.
-const DELETE_OBJECTS: u64 = 1024;
+/// How long a failed transfer waits for what it has under way.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+/// Objects removed by one request: as many as the client takes at once.
+const DELETE_OBJECTS: u64 = client::MAX_IO_BYTES / OBJECT_BYTES as u64;
 
 /// Requests under way, and the buffers that wait for the next ones.
 struct Pipeline<'a> {
@@ -94,6 +98,16 @@ impl<'a> Pipeline<'a> {
         Ok(())
     }
 
+    /// After a failure: lets what is under way end, so that it cannot be taken for a later transfer's.
+    /// Bounded, because operations are tried for ever while the cluster cannot serve.
+    fn settle(&mut self) -> Result<(), CliError> {
+        let deadline = Deadline::after(SETTLE_LIMIT);
+        while self.in_flight > 0 && self.cluster.next_io_until(deadline)?.is_some() {
+            self.in_flight -= 1;
+        }
+        Ok(())
+    }
+
     fn drain(
         &mut self,
         done: &mut impl FnMut(u64, IoDone) -> Result<Option<IoBuf>, CliError>,
@@ -126,13 +140,24 @@ pub struct Moved {
 pub fn import(
     cluster: &mut Cluster,
     image: OpenImage,
-    mut source: Source,
+    source: Source,
     depth: usize,
     bar: &ProgressBar,
     stop: &Stop,
 ) -> Result<Moved, CliError> {
-    let read_failed = |error| CliError::Io { what: "read the source".into(), source: error };
     let mut pipeline = Pipeline::new(cluster, image, depth, "write the image", stop);
+    let moved = import_through(&mut pipeline, source, bar);
+    pipeline.settle()?;
+    moved
+}
+
+fn import_through(
+    pipeline: &mut Pipeline<'_>,
+    mut source: Source,
+    bar: &ProgressBar,
+) -> Result<Moved, CliError> {
+    let read_failed = |error| CliError::Io { what: "read the source".into(), source: error };
+    let (image, stop) = (pipeline.image, pipeline.stop);
     let mut moved = Moved::default();
     let mut give_back = |_: u64, io: IoDone| Ok(io.buf);
     let mut at = 0;
@@ -199,16 +224,27 @@ pub enum Sink {
 pub fn export(
     cluster: &mut Cluster,
     image: OpenImage,
-    mut sink: Sink,
+    sink: Sink,
     depth: usize,
     bar: &ProgressBar,
     stop: &Stop,
 ) -> Result<Moved, CliError> {
-    let write_failed = |error| CliError::Io { what: "write the output".into(), source: error };
     let mut pipeline = Pipeline::new(cluster, image, depth, "read the image", stop);
+    let moved = export_through(&mut pipeline, sink, bar);
+    pipeline.settle()?;
+    moved
+}
+
+fn export_through(
+    pipeline: &mut Pipeline<'_>,
+    mut sink: Sink,
+    bar: &ProgressBar,
+) -> Result<Moved, CliError> {
+    let write_failed = |error| CliError::Io { what: "write the output".into(), source: error };
+    let image = pipeline.image;
     let mut moved = Moved { total_bytes: image.size_bytes, data_bytes: 0 };
     // Reads complete in any order; a stream wants them in theirs. The window bounds how many wait here.
-    let window = depth.max(1) as u64 * CHUNK_BYTES;
+    let window = pipeline.depth as u64 * CHUNK_BYTES;
     let mut waiting: BTreeMap<u64, IoBuf> = BTreeMap::new();
     let next = Cell::new(0u64);
     let mut place = |offset: u64, io: IoDone| {
@@ -254,8 +290,14 @@ pub fn wipe(
     bar: &ProgressBar,
     stop: &Stop,
 ) -> Result<(), CliError> {
-    let object = OBJECT_BYTES as u64;
     let mut pipeline = Pipeline::new(cluster, image, depth, "remove data of the image", stop);
+    let wiped = wipe_through(&mut pipeline, from, to, bar);
+    pipeline.settle()?;
+    wiped
+}
+
+fn wipe_through(pipeline: &mut Pipeline<'_>, from: u64, to: u64, bar: &ProgressBar) -> Result<(), CliError> {
+    let object = OBJECT_BYTES as u64;
     let mut count = |_: u64, _: IoDone| Ok(None);
     let first = from.div_ceil(object);
     let head_end = (first * object).min(to);

@@ -64,8 +64,7 @@ impl FromStr for ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, shift) =
-            UNITS.iter().find(|(_, shift)| self.0 >> shift > 0).copied().unwrap_or(("B", 0));
+        let (unit, shift) = UNITS.iter().find(|(_, shift)| self.0 >> shift > 0).copied().unwrap_or(("B", 0));
         let whole = self.0 >> shift;
         // Two digits behind the point, rounded down, so that nothing is shown larger than it is.
         let rest = self.0 - (whole << shift);

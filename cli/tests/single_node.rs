@@ -29,7 +29,9 @@ fn pools_and_images_come_and_go() {
     cluster.ok(&["image", "rm", "i"]);
     assert!(cluster.fails(&["image", "info", "i"]).contains("no image named 'i'"));
     cluster.ok(&["pool", "rm", "p"]);
-    wait_until("the pool to be gone", || json(&cluster.ok(&["pool", "ls", "--json"])) == Value::Array(vec![]));
+    wait_until("the pool to be gone", || {
+        json(&cluster.ok(&["pool", "ls", "--json"])) == Value::Array(vec![])
+    });
 }
 
 #[test]
@@ -100,7 +102,8 @@ fn a_sparse_file_goes_through_an_image_and_comes_back() {
     std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(41_234_567)).unwrap();
     file.write_all(&pattern(2, 5000)).unwrap();
     file.set_len(60_000_001).unwrap();
-    let moved = json(&cluster.ok(&["--json", "image", "import", before.to_str().unwrap(), "f", "--pool", "p"]));
+    let moved =
+        json(&cluster.ok(&["--json", "image", "import", before.to_str().unwrap(), "f", "--pool", "p"]));
     assert!(moved["data_bytes"].as_u64().unwrap() < 400_000, "{moved}");
     cluster.ok(&["image", "export", "f", after.to_str().unwrap()]);
     let (before, bytes) = (std::fs::read(&before).unwrap(), std::fs::read(&after).unwrap());

@@ -25,7 +25,10 @@ fn verify(cluster: &TestCluster, written: &BTreeMap<u64, u64>) {
 }
 
 /// Runs writers while `disturb` does harm; verifies everything afterwards and returns the longest write.
-fn writes_survive(cluster: &mut TestCluster, disturb: impl FnOnce(&mut TestCluster, &dyn Fn(u64))) -> Duration {
+fn writes_survive(
+    cluster: &mut TestCluster,
+    disturb: impl FnOnce(&mut TestCluster, &dyn Fn(u64)),
+) -> Duration {
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let addresses = cluster.fleet.controls();
     let (written, longest) = std::thread::scope(|scope| {

@@ -141,7 +141,8 @@ fn cluster_of(args: &PrepareArgs) -> Result<ClusterId, CliError> {
         }
     })?;
     ConfigFile::read(&path)?.cluster.id.ok_or_else(|| {
-        config::ConfigError::Missing { key: "cluster.id", meaning: format!("look into {}", path.display()) }.into()
+        config::ConfigError::Missing { key: "cluster.id", meaning: format!("look into {}", path.display()) }
+            .into()
     })
 }
 
@@ -167,8 +168,10 @@ fn prepare(global: &Global, args: &PrepareArgs) -> Result<(), CliError> {
         done.push((path, superblock, fresh));
     }
     if global.json {
-        let views: Vec<DiskView<'_>> =
-            done.iter().map(|(path, superblock, fresh)| DiskView::of(path, superblock, Some(*fresh))).collect();
+        let views: Vec<DiskView<'_>> = done
+            .iter()
+            .map(|(path, superblock, fresh)| DiskView::of(path, superblock, Some(*fresh)))
+            .collect();
         output::json(&views)?;
     }
     Ok(())
@@ -204,7 +207,8 @@ fn info(global: &Global, paths: &[PathBuf]) -> Result<(), CliError> {
         ))?;
         let mut table = Table::new(&["  SLICE", ">OFFSET", ">SIZE"]);
         for entry in &superblock.slices {
-            let cells = [format!("  {}", entry.slice), entry.offset.to_string(), ByteSize(entry.len).to_string()];
+            let cells =
+                [format!("  {}", entry.slice), entry.offset.to_string(), ByteSize(entry.len).to_string()];
             table.row(cells);
         }
         table.print()?;

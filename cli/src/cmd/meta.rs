@@ -146,12 +146,7 @@ fn change(
     }
 }
 
-fn watch(
-    global: &Global,
-    cluster: &mut Cluster,
-    prefix: &str,
-    events: Option<u64>,
-) -> Result<(), CliError> {
+fn watch(global: &Global, cluster: &mut Cluster, prefix: &str, events: Option<u64>) -> Result<(), CliError> {
     let mut left = events.unwrap_or(u64::MAX);
     cluster.watch(prefix, |revision, changes| {
         print_event(global, revision, changes)?;

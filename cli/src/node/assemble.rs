@@ -6,9 +6,9 @@ use crate::config::{NodeConfig, host_allows_locking};
 use crate::disks::{self, OwnDisk};
 use crate::error::CliError;
 use control::{ControlConfig, ControlCore, ControlStatus, MetaRegion, Voter};
-use engine::{DataCoreConfig, SliceConfig};
 use engine::metrics::CoreMetrics;
 use engine::{DataCore, Planted};
+use engine::{DataCoreConfig, SliceConfig};
 use net_tcp::TcpTransport;
 use placement::{Disk, Slice};
 use prometheus::Registry;
@@ -192,10 +192,8 @@ fn control_core(
 /// The metadata region: a file in the node's directory, made with its full size when the node first
 /// starts, and locked like a disk.
 fn meta_file(config: &NodeConfig) -> Result<Arc<DiskFile>, CliError> {
-    let failed = |what: &str, path: &Path, source| CliError::Io {
-        what: format!("{what} {}", path.display()),
-        source,
-    };
+    let failed =
+        |what: &str, path: &Path, source| CliError::Io { what: format!("{what} {}", path.display()), source };
     let dir = &config.data_dir;
     std::fs::create_dir_all(dir).map_err(|error| failed("make directory", dir, error))?;
     let path = dir.join("meta");

@@ -52,11 +52,15 @@ const FAMILIES: &[Family] = &[
     },
     counter("drystone_loop_disk_operations_total", "Disk operations completed.", |s| &s.disk_ops),
     gauge("drystone_loop_disk_in_flight", "Disk operations under way.", |s| &s.disk_in_flight),
-    gauge("drystone_loop_buffer_used_bytes", "Buffers in use when the loop last slept.", |s| &s.arena_used_bytes),
+    gauge("drystone_loop_buffer_used_bytes", "Buffers in use when the loop last slept.", |s| {
+        &s.arena_used_bytes
+    }),
     gauge("drystone_loop_buffer_registered_bytes", "Buffers registered with the kernel.", |s| {
         &s.arena_registered_bytes
     }),
-    counter("drystone_heap_allocations_total", "Heap allocations of the core's thread.", |s| &s.heap_allocations),
+    counter("drystone_heap_allocations_total", "Heap allocations of the core's thread.", |s| {
+        &s.heap_allocations
+    }),
 ];
 
 /// The loops' counters, read when they are asked for.
@@ -84,9 +88,10 @@ impl LoopCollector {
 
     fn family(&self, family: &Family) -> prometheus::Result<Vec<MetricFamily>> {
         let opts = Opts::new(family.name, family.help);
-        let values = self.cores.iter().map(|(core, stats)| {
-            (core_label(*core), (family.value)(stats).get() as f64 * family.scale)
-        });
+        let values = self
+            .cores
+            .iter()
+            .map(|(core, stats)| (core_label(*core), (family.value)(stats).get() as f64 * family.scale));
         if family.grows {
             let vec = CounterVec::new(opts, &["core"])?;
             values.for_each(|(core, value)| vec.with_label_values(&[&core]).inc_by(value));

@@ -4,7 +4,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use cli::children::{Fleet, FleetPlan};
+use cli::children::{Fleet, FleetPlan, wait_for_end};
 use cli::cluster::Cluster;
 use cli::deadline::Deadline;
 use cli::health::ClusterStatus;
@@ -106,10 +106,17 @@ impl TestCluster {
 
 /// Runs a command that must fail with exit code 1, without a panic; returns what it said.
 pub fn failure(mut command: Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.unwrap();
+    if wait_for_end(&mut child, Deadline::after(LIMIT)).unwrap().is_none() {
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        panic!("{command:?} did not end by itself: {}", said(&output));
+    }
+    let output = child.wait_with_output().unwrap();
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
-    assert!(said.starts_with("error: "), "{said}");
+    assert!(said.lines().any(|line| line.starts_with("error: ")), "{said}");
     assert!(!said.contains("panicked"), "{said}");
     said
 }

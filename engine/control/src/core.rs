@@ -231,6 +231,9 @@ impl ControlCore {
                 Linked::Refused(status) => {
                     tracing::error!(voter = %link.peer(), %status, "a voter refuses this node");
                 }
+                Linked::OtherCluster(theirs) => {
+                    tracing::error!(voter = %link.peer(), %theirs, "a voter belongs to another cluster");
+                }
                 Linked::Message(ControlMsg::Raft { bytes }) => {
                     let from = link.peer();
                     if let Meta::Voter(node) = &mut self.meta {

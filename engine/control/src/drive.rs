@@ -1,7 +1,7 @@
 //! What happens between events: the metadata store is heard and asked, and everybody who lives from it
 //! gets the turn.
 
-use crate::config::Phase;
+use crate::config::{ControlError, Phase};
 use crate::core::ControlCore;
 use crate::lease::{Ask, Do};
 use crate::links::{Uplink, UplinkOut};
@@ -10,7 +10,7 @@ use consensus::{MetaNode, MetaOutput};
 use reactor::{ConnId, Env};
 use std::rc::Rc;
 use wire::control::{Change, ControlMsg, MetaReply, MetaRequest};
-use wire::{NodeId, Revision, SessionId, Status};
+use wire::{ClusterId, NodeId, Revision, SessionId, Status};
 
 /// Changes parsed in one step: some five microseconds each with what follows from them.
 const CHANGES_PER_STEP: usize = 256;
@@ -138,12 +138,21 @@ impl ControlCore {
                     let changes = self.mirror.difference(&items);
                     self.changed(revision, changes);
                 }
-                UplinkOut::WrongCluster => {
-                    tracing::error!(node = %self.config.node, "a voter belongs to another cluster");
-                }
+                UplinkOut::OtherCluster(theirs) => self.other_cluster(theirs),
             }
         }
         heard
+    }
+
+    /// A voter belongs to another cluster. Before the registration that is a mistake in the configuration
+    /// that trying again cannot cure; later it may be one misdirected address among good ones.
+    fn other_cluster(&mut self, theirs: ClusterId) {
+        let own = self.config.cluster;
+        if self.config.status.get().phase == Phase::Starting {
+            self.fail(ControlError::OtherCluster { own, theirs });
+        } else {
+            tracing::error!(node = %self.config.node, %own, %theirs, "a voter belongs to another cluster");
+        }
     }
 
     /// Raft's messages may be lost: what cannot be sent now is not kept.

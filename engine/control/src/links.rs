@@ -8,7 +8,7 @@ use reactor::{CloseReason, ConnId, Env, Frame, Framing, Mono};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use wire::control::{Change, ControlMsg, Hello, KeyValue, MetaReply, MetaRequest, Role};
-use wire::{NodeId, Revision, Status};
+use wire::{ClusterId, NodeId, Revision, Status};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -46,6 +46,8 @@ pub enum Linked {
     Message(ControlMsg),
     /// The peer refuses us.
     Refused(Status),
+    /// The peer belongs to this other cluster.
+    OtherCluster(ClusterId),
 }
 
 impl Link {
@@ -129,8 +131,11 @@ impl Link {
                 let refused = Status::from_u8(hello.refused);
                 if hello.refused != 0 || hello.cluster != Some(me.cluster) {
                     env.close(conn, false);
-                    let wrong = hello.cluster != Some(me.cluster);
-                    return Linked::Refused(if wrong { Status::WrongCluster } else { refused });
+                    return match hello.cluster {
+                        Some(theirs) if theirs != me.cluster => Linked::OtherCluster(theirs),
+                        Some(_) => Linked::Refused(refused),
+                        None => Linked::Refused(Status::WrongCluster),
+                    };
                 }
                 if hello.role != Role::Node(self.peer) {
                     tracing::error!(addr = %self.addr, expected = %self.peer, found = ?hello.role,
@@ -178,8 +183,8 @@ pub enum UplinkOut {
     Snapshot(Revision, Vec<KeyValue>),
     /// The next changes.
     Changes(Revision, Vec<Change>),
-    /// A voter says that we belong to another cluster.
-    WrongCluster,
+    /// A voter belongs to this other cluster.
+    OtherCluster(ClusterId),
 }
 
 /// A node that is no voter uses one voter at a time: it watches everything there and sends its requests
@@ -274,7 +279,7 @@ impl Uplink {
                 self.flush(env);
             }
             Linked::Message(msg) => self.on_message(env, msg),
-            Linked::Refused(Status::WrongCluster) => self.out.push(UplinkOut::WrongCluster),
+            Linked::OtherCluster(theirs) => self.out.push(UplinkOut::OtherCluster(theirs)),
             _ => {}
         }
     }
