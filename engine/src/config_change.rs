@@ -7,7 +7,7 @@
 
 use crate::config::PGS_MAX;
 use crate::core::DataCore;
-use crate::msg::PgUpdate;
+use crate::msg::{CoreMsg, PgReport, PgUpdate};
 use crate::op::{HOLD, LOCAL, MEMBERS_MAX, OpKind, Stage};
 use crate::pg::{LocalMember, MemberState, Pg, Phase, Primary};
 use crate::slab::Key;
@@ -112,6 +112,16 @@ impl DataCore {
         match (self.my_primary(pg, record), before) {
             (None, _) => {
                 self.step_down(env, key, Status::NotPrimary);
+                // The director takes a working primary away only with its consent: this is it. Nothing
+                // is served under the record that asked.
+                if record.primary.is_none()
+                    && self.process.is_some()
+                    && record.primary_session == self.process
+                {
+                    let (pg, epoch) = (update.pg, record.epoch);
+                    let state = "handed-over".into();
+                    self.tell(CoreMsg::PgReport(PgReport { pg, epoch, state, objects: 0, missing: 0 }));
+                }
             }
             (Some((_, slice)), Some((was, epoch, ..))) if was == slice && epoch == record.epoch => {
                 self.refresh(env, key, &update);

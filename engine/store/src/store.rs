@@ -99,6 +99,9 @@ pub struct SliceStore {
     pub(crate) counters: Counters,
 }
 
+/// Blocks kept for eager reuse: writes of several blocks cannot use them.
+const EAGER_BLOCKS_MAX: usize = 64;
+
 impl SliceStore {
     /// Starts opening a slice; `StoreEvent::Opened` tells the end. Until then operations are refused.
     pub fn open(
@@ -345,7 +348,7 @@ impl SliceStore {
     /// Gives a superseded block back.
     #[inline]
     pub(crate) fn free_superseded(&mut self, block: u64) {
-        if self.reuses_eagerly() {
+        if self.reuses_eagerly() && self.log.eager.len() < EAGER_BLOCKS_MAX {
             self.log.eager.push(block);
         } else {
             self.space.release(block);
