@@ -58,7 +58,11 @@ struct Entry {
 
 impl Entry {
     fn value(&self) -> f64 {
-        if self.values.is_empty() { median(&self.runs, |run| run.value) } else { median(&self.values, |v| *v) }
+        if self.values.is_empty() {
+            median(&self.runs, |run| run.value)
+        } else {
+            median(&self.values, |v| *v)
+        }
     }
 
     fn plain(&self) -> Option<f64> {
@@ -123,8 +127,19 @@ impl Report {
     /// Prints the table.
     pub fn print(&self) -> Result<(), CliError> {
         let headings = [
-            "FIGURE", ">VALUE", "UNIT", ">PLAIN (R)", ">RATIO", "TO REACH", "", ">IOPS", ">p50 us", ">p99 us",
-            ">CPU us/op", ">ENTERS/OP/NODE", ">ALLOCS/OP",
+            "FIGURE",
+            ">VALUE",
+            "UNIT",
+            ">PLAIN (R)",
+            ">RATIO",
+            "TO REACH",
+            "",
+            ">IOPS",
+            ">p50 us",
+            ">p99 us",
+            ">CPU us/op",
+            ">ENTERS/OP/NODE",
+            ">ALLOCS/OP",
         ];
         let mut table = Table::new(&headings);
         let dash = || "-".to_string();
@@ -182,9 +197,11 @@ impl Report {
         root.insert("plain".into(), plain.into());
         root.insert("machine".into(), self.machine());
         let text = serde_json::to_string_pretty(&root).map_err(|error| CliError::Json(error.to_string()))?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
         let path = target.join("bench/results.json");
-        let written = std::fs::create_dir_all(target.join("bench")).and_then(|()| std::fs::write(&path, text));
+        let written =
+            std::fs::create_dir_all(target.join("bench")).and_then(|()| std::fs::write(&path, text));
         written.map_err(|source| CliError::Io { what: format!("write {}", path.display()), source })?;
         output::line(&format!("written to {}", path.display()))
     }
@@ -192,7 +209,8 @@ impl Report {
     fn machine(&self) -> serde_json::Value {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, name: &str| {
-            let value = text.lines().find(|line| line.starts_with(name)).and_then(|line| line.split_once(':'));
+            let value =
+                text.lines().find(|line| line.starts_with(name)).and_then(|line| line.split_once(':'));
             value.map_or(String::new(), |(_, value)| value.trim().to_string())
         };
         json!({

@@ -160,7 +160,8 @@ impl Setting {
             };
             self.run(&job, &target)?;
         }
-        ClusterStatus::wait_for(&mut self.cluster, "a clean cluster", LIMIT, ClusterStatus::is_clean).map(|_| ())
+        ClusterStatus::wait_for(&mut self.cluster, "a clean cluster", LIMIT, ClusterStatus::is_clean)
+            .map(|_| ())
     }
 
     /// Runs a row on a target.

@@ -6,7 +6,7 @@
 //! lives behind its last field. Every hook is called by the job's own thread, so nothing here is shared.
 
 use crate::job::{Job, JobError, Start};
-use crate::layout::{self, Direction, EngineOps, File, IoU, OptionEntry, Queued, ThreadData};
+use crate::layout::{self, Answer, Direction, EngineOps, File, IoU, OptionEntry, ThreadData};
 use libc::{c_char, c_int, c_uint, c_void, timespec};
 use std::ffi::{CStr, CString};
 use std::mem::offset_of;
@@ -132,10 +132,7 @@ unsafe fn start_of<'a>(td: *mut ThreadData) -> Result<Start<'a>, String> {
         if options.is_null() {
             return Err("fio passed no options".into());
         }
-        Ok(Start {
-            cluster: text("cluster", (*options).cluster)?,
-            image: text("image", (*options).image)?,
-        })
+        Ok(Start { cluster: text("cluster", (*options).cluster)?, image: text("image", (*options).image)? })
     }
 }
 
@@ -220,8 +217,8 @@ unsafe extern "C" fn queue(td: *mut ThreadData, io_u: *mut IoU) -> c_int {
         Direction::Other(_) => return fail(io_u, libc::EOPNOTSUPP),
     };
     match taken {
-        Ok(()) => Queued::Queued as c_int,
-        Err(JobError::Busy) => Queued::Busy as c_int,
+        Ok(()) => Answer::Queued as c_int,
+        Err(JobError::Busy) => Answer::Busy as c_int,
         Err(error) => {
             complain(&error.to_string());
             fail(io_u, error.errno())
@@ -232,7 +229,7 @@ unsafe extern "C" fn queue(td: *mut ThreadData, io_u: *mut IoU) -> c_int {
 fn fail(io_u: *mut IoU, errno: c_int) -> c_int {
     // SAFETY: called from `queue` with the live `io_u` that fio passed in.
     unsafe { layout::set_error(io_u, errno) };
-    Queued::Completed as c_int
+    Answer::Completed as c_int
 }
 
 unsafe extern "C" fn getevents(

@@ -43,7 +43,9 @@ impl fmt::Display for JobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy => write!(f, "too much is under way"),
-            Self::Address(text) => write!(f, "--cluster={text} names no usable address: write IP:PORT[,IP:PORT…]"),
+            Self::Address(text) => {
+                write!(f, "--cluster={text} names no usable address: write IP:PORT[,IP:PORT…]")
+            }
             Self::Client(error) => write!(f, "the client cannot run: {error}"),
             Self::Open(image, error) => write!(f, "cannot open image {image}: {error}"),
             Self::Submit { offset, len, error } => {

@@ -54,7 +54,7 @@ pub enum Direction {
 /// fio's answer codes of `queue`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(i32)]
-pub enum Queued {
+pub enum Answer {
     /// Done already; `io_u.error` says how.
     Completed = 0,
     /// Taken; `getevents` will bring it.
@@ -77,8 +77,7 @@ pub struct EngineOps {
     pub prep: Option<unsafe extern "C" fn(*mut ThreadData, *mut IoU) -> c_int>,
     pub queue: Option<unsafe extern "C" fn(*mut ThreadData, *mut IoU) -> c_int>,
     pub commit: Option<unsafe extern "C" fn(*mut ThreadData) -> c_int>,
-    pub getevents:
-        Option<unsafe extern "C" fn(*mut ThreadData, c_uint, c_uint, *const timespec) -> c_int>,
+    pub getevents: Option<unsafe extern "C" fn(*mut ThreadData, c_uint, c_uint, *const timespec) -> c_int>,
     pub event: Option<unsafe extern "C" fn(*mut ThreadData, c_int) -> *mut IoU>,
     pub errdetails: *const c_void,
     pub cancel: *const c_void,
@@ -155,7 +154,12 @@ impl OptionEntry {
     };
 
     /// A string option stored as `char *` at `offset` of the options block.
-    pub const fn string(name: &'static CStr, title: &'static CStr, help: &'static CStr, offset: usize) -> Self {
+    pub const fn string(
+        name: &'static CStr,
+        title: &'static CStr,
+        help: &'static CStr,
+        offset: usize,
+    ) -> Self {
         Self {
             name: name.as_ptr(),
             long_name: title.as_ptr(),
