@@ -235,11 +235,7 @@ pub fn export(
     moved
 }
 
-fn export_through(
-    pipeline: &mut Pipeline<'_>,
-    mut sink: Sink,
-    bar: &ProgressBar,
-) -> Result<Moved, CliError> {
+fn export_through(pipeline: &mut Pipeline<'_>, mut sink: Sink, bar: &ProgressBar) -> Result<Moved, CliError> {
     let write_failed = |error| CliError::Io { what: "write the output".into(), source: error };
     let image = pipeline.image;
     let mut moved = Moved { total_bytes: image.size_bytes, data_bytes: 0 };

@@ -1,6 +1,8 @@
 //! What must not be believed: strangers on every port, foreign and damaged disks, nodes that join twice.
 //! Each time: a clear error, no panic, nothing lost, and the others go on.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use cli::children::free_ports;

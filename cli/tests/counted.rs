@@ -1,6 +1,8 @@
 //! Costs that are counted, not timed, and must not get worse: heap allocations and system calls of the
 //! nodes per operation at depth 128.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use cli::scrape::{Counters, fleet_counters};

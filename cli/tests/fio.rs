@@ -1,5 +1,7 @@
 //! Stock fio through the engine: all directions, several jobs as threads and as processes, its errors.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::TestCluster;

@@ -1,5 +1,7 @@
 //! One node, administered and used as a person would.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{TestCluster, binary, failure, pattern, said, temp_dir, wait_until};

@@ -1,5 +1,7 @@
 //! Three nodes: replication, the death of a node, its return.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use cli::deadline::Stopwatch;
