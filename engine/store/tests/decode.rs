@@ -145,7 +145,9 @@ fn decode_everything(bytes: &[u8]) {
     for slot in 0..13 {
         let slot = page::Slot::of(bytes, slot);
         let _ = (slot.object(), slot.version(), slot.state());
-        (0..33).for_each(|i| drop(slot.block(i)));
+        (0..33).for_each(|i| {
+            let _ = slot.block(i);
+        });
     }
     for i in 0..400 {
         let _ = page::node_entry(bytes, i);
