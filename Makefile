@@ -12,9 +12,9 @@ demo: tools
 test: tools
 	$(CARGO) build -p cli -p drystone -p drystone_fio
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		$(CARGO) nextest run --workspace --all-features --no-fail-fast; \
+		$(CARGO) nextest run --workspace --no-fail-fast; \
 	else \
-		$(CARGO) test --workspace --all-features; \
+		$(CARGO) test --workspace; \
 	fi
 
 ## make bench: the one-core figures; writes target/bench/results.json.
