@@ -11,6 +11,7 @@ pub mod check;
 pub mod cluster;
 pub mod nemesis;
 pub mod options;
+pub mod planted;
 pub mod run;
 pub mod solo;
 pub mod workload;

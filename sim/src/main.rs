@@ -1,56 +1,239 @@
-//! The simulator's command line.
+//! The simulator's command line. It alone knows real time and threads: a seed runs in one thread, and
+//! several seeds run beside each other.
+#![allow(clippy::disallowed_methods, reason = "measures itself, reads the seed file, one thread per job")]
 
 use clap::Parser;
-use sim::run::{How, Outcome, Scenario, run};
+use sim::planted::{self, Case};
+use sim::run::{How, Outcome, Scenario, catch_panic_places, run};
+use std::collections::VecDeque;
+use std::io::Write;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-/// Runs whole Drystone clusters in virtual time, from a seed, with faults, and judges what clients saw.
+/// Runs whole Drystone clusters in virtual time under injected faults, and judges what clients saw.
+///
+/// Everything follows from a seed: sizes, workload, faults, and the order of all events. A seed that fails
+/// is printed with every derived option and fails again in the same way.
 #[derive(Parser)]
+#[command(
+    name = "sim",
+    after_help = "Examples:
+  sim --seeds 300                 300 fresh seeds from the system's entropy
+  sim --seeds 300 --from 1        seeds 1 to 300
+  sim --seed 17 --trace           one seed, with every event on standard error
+  sim --replay-file sim/seeds.txt the failures of the past
+  sim --planted                   proof that deliberate bugs are noticed"
+)]
 struct Args {
-    /// Replay this one seed.
-    #[arg(long, conflicts_with_all = ["seeds", "replay_file"])]
+    /// Run this one seed.
+    #[arg(long, value_name = "SEED", conflicts_with_all = ["seeds", "replay_file", "planted"])]
     seed: Option<u64>,
     /// Run this many fresh seeds.
-    #[arg(long)]
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["replay_file", "planted"])]
     seeds: Option<u64>,
-    /// First of the fresh seeds.
-    #[arg(long)]
+    /// First of the fresh seeds; drawn from the system's entropy when absent.
+    #[arg(long, value_name = "SEED")]
     from: Option<u64>,
-    /// Only this scenario.
+    /// Run the seeds of a file: one a line, optionally followed by a scenario, then `#` and a comment.
+    #[arg(long, value_name = "FILE", conflicts_with = "planted")]
+    replay_file: Option<String>,
+    /// Run every planted bug until it is noticed, and some seeds without one.
+    #[arg(long)]
+    planted: bool,
+    /// Only planted bugs whose name contains this.
+    #[arg(long, value_name = "TEXT", requires = "planted")]
+    bug: Option<String>,
+    /// Only this scenario; otherwise each seed draws its own.
     #[arg(long)]
     scenario: Option<Scenario>,
-    /// Print every event.
+    /// Run each seed twice and compare the hashes of everything delivered.
     #[arg(long)]
+    twice: bool,
+    /// Seeds run beside each other; as many as there are cores when absent.
+    #[arg(long, value_name = "COUNT")]
+    jobs: Option<usize>,
+    /// Print every event and log line to standard error.
+    #[arg(long, requires = "seed")]
     trace: bool,
-    /// Replay file.
-    #[arg(long)]
-    replay_file: Option<String>,
+    /// Print events from this virtual second on.
+    #[arg(long, value_name = "SECOND", requires = "trace", default_value_t = 0)]
+    trace_from: u64,
+    /// Print events up to this virtual second.
+    #[arg(long, value_name = "SECOND", requires = "trace", default_value_t = u64::MAX / 1_000_000_000)]
+    trace_to: u64,
+}
+
+/// Virtual time in front of each log line of the services.
+struct VirtualTime;
+
+impl tracing_subscriber::fmt::time::FormatTime for VirtualTime {
+    fn format_time(&self, w: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        write!(w, "{}", simenv::trace::stamp(simenv::trace::log_time()))
+    }
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    sim::run::catch_panic_places();
-    let how = How { scenario: args.scenario, planted: None, trace: args.trace.then_some((0, u64::MAX)) };
-    let seeds: Vec<u64> = match (args.seed, args.seeds) {
-        (Some(seed), _) => vec![seed],
-        (_, Some(count)) => (args.from.unwrap_or(1)..args.from.unwrap_or(1) + count).collect(),
-        _ => vec![1],
+    catch_panic_places();
+    if args.trace {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_timer(VirtualTime);
+        log.with_ansi(false).with_writer(std::io::stderr).init();
+    }
+    if args.planted {
+        return run_planted(&args);
+    }
+    let jobs = match seeds_of(&args) {
+        Ok(jobs) => jobs,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
     };
-    let mut failed = 0;
-    let mut virtual_ns = 0;
-    let mut operations = 0;
-    for seed in seeds {
-        let outcome: Outcome = run(seed, how);
+    run_seeds(&args, jobs)
+}
+
+/// A seed and the scenario it is to run.
+type Job = (u64, Option<Scenario>);
+
+fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
+    if let Some(seed) = args.seed {
+        return Ok(vec![(seed, args.scenario)]);
+    }
+    if let Some(file) = &args.replay_file {
+        let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))?;
+        return parse_seeds(&text).map_err(|line| format!("{file}: not a seed: {line}"));
+    }
+    let from = match args.from {
+        Some(from) => from,
+        None => u64::from(getrandom::u32().map_err(|error| format!("no entropy: {error}"))?) << 16,
+    };
+    let count = args.seeds.unwrap_or(1);
+    Ok((0..count).map(|nth| (from.wrapping_add(nth), args.scenario)).collect())
+}
+
+fn parse_seeds(text: &str) -> Result<Vec<Job>, String> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    lines
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let seed = words.next().and_then(|word| word.parse().ok()).ok_or_else(|| line.to_owned())?;
+            let scenario = match words.next() {
+                None => None,
+                Some("store") => Some(Scenario::Store),
+                Some("cluster") => Some(Scenario::Cluster),
+                Some(_) => return Err(line.to_owned()),
+            };
+            Ok((seed, scenario))
+        })
+        .collect()
+}
+
+fn workers(args: &Args) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    args.jobs.unwrap_or(cores).max(1)
+}
+
+/// Works through a queue on several threads; `work` gets an item, `done` its result, one at a time.
+fn in_parallel<T: Send, R: Send>(
+    threads: usize,
+    items: Vec<T>,
+    work: impl Fn(T) -> R + Sync,
+    done: impl FnMut(R) + Send,
+) {
+    let queue = Mutex::new(VecDeque::from(items));
+    let done = Mutex::new(done);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let item = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some(item) = item else { return };
+                    let result = work(item);
+                    (done.lock().unwrap_or_else(PoisonError::into_inner))(result);
+                }
+            });
+        }
+    });
+}
+
+fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
+    let began = Instant::now();
+    let single = args.seed.is_some();
+    let first = jobs.first().map_or(0, |(seed, _)| *seed);
+    let (count, mut ran, mut failed, mut virtual_ns, mut operations) = (jobs.len(), 0u64, 0u64, 0u64, 0u64);
+    let trace = args.trace.then_some((args.trace_from * 1_000_000_000, args.trace_to * 1_000_000_000));
+    let twice = args.twice;
+    let work = |(seed, scenario): Job| {
+        let how = How { scenario, planted: None, trace };
+        let mut outcome = run(seed, how);
+        if twice {
+            let again = run(seed, how);
+            if again.trace_hash != outcome.trace_hash {
+                outcome.violations.push(format!(
+                    "determinism: two runs of the seed have the hashes {:016x} and {:016x}",
+                    outcome.trace_hash, again.trace_hash
+                ));
+            }
+        }
+        outcome
+    };
+    in_parallel(if single { 1 } else { workers(args) }, jobs, work, |outcome: Outcome| {
+        ran += 1;
         virtual_ns += outcome.virtual_ns;
         operations += outcome.operations;
-        if args.seed.is_some() {
-            println!("{}", outcome.summary);
-        }
         if !outcome.violations.is_empty() {
             failed += 1;
+            println!("FAILED {outcome}");
+        } else if single {
             println!("{outcome}");
+        } else if ran.is_multiple_of(50) {
+            println!("{ran} of {count} seeds, {failed} failed");
         }
-    }
-    println!("failed {failed}, {} virtual s, {operations} ops", virtual_ns / 1_000_000_000);
+        let _ = std::io::stdout().flush();
+    });
+    let took = began.elapsed().as_secs_f64().max(0.001);
+    let virtual_s = virtual_ns as f64 / 1e9;
+    println!(
+        "{ran} seeds from {first}, {failed} failed; {operations} client operations, {virtual_s:.0} simulated \
+         seconds in {took:.1} s: {:.0} seeds/min, {:.0} simulated seconds per second",
+        ran as f64 * 60.0 / took,
+        virtual_s / took
+    );
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn run_planted(args: &Args) -> ExitCode {
+    let began = Instant::now();
+    let first = args.from.unwrap_or(1);
+    let wanted = args.bug.clone().unwrap_or_default();
+    let cases: Vec<Case> = planted::cases().into_iter().filter(|case| case.name.contains(&wanted)).collect();
+    let all = cases.len();
+    let (mut caught, mut missed) = (0, Vec::new());
+    println!("{:<40} {:>5} {:>7}  noticed by", "bug", "seeds", "seconds");
+    let clock = || began.elapsed();
+    let work = |case: Case| {
+        let result = planted::hunt(&case, first, &clock);
+        (case, result)
+    };
+    in_parallel(workers(args), cases, work, |(case, result)| {
+        let seeds = result.seeds.map_or_else(|| "-".to_owned(), |seeds| seeds.to_string());
+        let by: String = result.by.chars().take(110).collect();
+        println!("{:<40} {seeds:>5} {:>7.1}  {by}", case.name, result.took.as_secs_f64());
+        match result.seeds {
+            Some(_) => caught += 1,
+            None => missed.push(case.name),
+        }
+    });
+    let control = planted::control_run(first);
+    if let Some(outcome) = &control {
+        println!("without a bug: FAILED {outcome}");
+    } else {
+        println!("without a bug: {} seeds of each scenario are green", planted::CONTROL_SEEDS);
+    }
+    println!("{caught} of {all} planted bugs noticed; missed: {missed:?}");
+    if missed.is_empty() && control.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -120,7 +120,6 @@ impl Options {
     /// Whether the images may need more space than one node surely has.
     pub fn may_fill_up(&self) -> bool {
         let data = self.image_bytes * self.images as u64;
-        // Placement spreads by PG, not evenly by byte: one slice may get several times its share.
         data * 2 > self.slice_bytes
     }
 
@@ -131,6 +130,7 @@ impl Options {
         let nodes = rng.weighted((8, 3), &[(2, 4), (1, 5)]);
         let (faults, gentle) = draw_faults(rng);
         let slices = rng.weighted((3, 1), &[(3, 2), (1, 4)]);
+        let image_bytes = 4096 * rng.weighted((2, 256), &[(2, 1024), (1, 40), (1, 4096)]);
         let images = rng.weighted((3, 1), &[(2, 2)]);
         let clients = rng.weighted((3, images), &[(3, images + 1), (1, images + 2)]);
         Self {
@@ -140,7 +140,8 @@ impl Options {
             cores: rng.weighted((3, 1), &[(3, 2), (1, 3)]),
             disks: rng.weighted((4, 1), &[(1, 2)]),
             slices,
-            slice_bytes: rng.weighted((4, 32 << 20), &[(2, 64 << 20), (1, 16 << 20)]),
+            // One slice may get all PGs. Copy-on-write, log and reserve want as much again.
+            slice_bytes: rng.weighted((1, 16 << 20), &[(1, 48 << 20)]) + 2 * images as u64 * image_bytes,
             write_through: rng.chance(400_000),
             atomic_bytes: if rng.coin() { 4096 } else { 512 },
             disk: draw_disk(rng),
@@ -151,17 +152,18 @@ impl Options {
             pg_count: rng.weighted((2, 4), &[(2, 8), (1, 1), (1, 16), (1, 33)]),
             clients,
             images,
-            image_bytes: 4096 * rng.weighted((2, 256), &[(2, 1024), (1, 40), (1, 8192)]),
-            depth: rng.weighted((2, 4), &[(2, 1), (2, 16), (1, 64)]),
+            image_bytes,
+            depth: rng.weighted((2, 4), &[(2, 1), (2, 12), (1, 40)]),
             op_blocks_max: rng.weighted((3, 1), &[(3, 4), (2, 16), (1, 70)]),
-            think_ns: rng.weighted((2, MS), &[(2, 200 * US), (1, 10 * MS)]),
+            think_ns: rng.weighted((2, 10 * MS), &[(1, 2 * MS), (1, 40 * MS)]),
             zero_ppm: rng.weighted((2, 0), &[(1, 50_000), (1, 200_000)]),
             read_ppm: rng.weighted((2, 500_000), &[(1, 200_000), (1, 800_000)]),
             hot_ppm: rng.weighted((1, 0), &[(1, 300_000), (1, 800_000)]),
             io_timeout_ms: rng.weighted((3, 0), &[(1, 500), (1, 3_000)]),
             net: draw_net(rng),
             sched: draw_sched(rng),
-            drift_ppm: rng.weighted((1, 0), &[(2, 200)]),
+            // Leases allow for 10 % between two clocks.
+            drift_ppm: rng.weighted((1, 0), &[(2, 200), (1, 40_000)]),
             transient_error_ppm: 0,
             safety_ns: rng.between(8, 30) * SEC,
             fault_every_ns: rng.weighted((2, 2 * SEC), &[(1, 500 * MS), (1, 6 * SEC)]),

@@ -72,6 +72,10 @@ pub struct WorkClient {
     under_way: BTreeMap<u64, Pending>,
     next_user: u64,
     cursor: u64,
+    /// Ranges to read once more.
+    again: Vec<(u64, u64)>,
+    /// Operations to start now.
+    burst: u64,
     flushes: usize,
 }
 
@@ -102,6 +106,8 @@ impl WorkClient {
             under_way: BTreeMap::new(),
             next_user: 1,
             cursor: 0,
+            again: Vec::new(),
+            burst: 0,
             flushes: 0,
         }
     }
@@ -113,9 +119,9 @@ impl WorkClient {
         }
         match self.desk.mode.get() {
             Mode::Work => {
-                // A burst, so that operations overlap; the rest of the depth comes with later events.
-                let burst = 1 + self.rng.below(4);
-                for _ in 0..burst {
+                // A burst, so that operations overlap, and then a pause: what matters is how they meet faults
+                // and each other, not how many there are.
+                for _ in 0..std::mem::take(&mut self.burst) {
                     if self.under_way.len() + self.flushes >= self.options.depth {
                         break;
                     }
@@ -197,7 +203,8 @@ impl WorkClient {
     fn read_next(&mut self, env: &mut dyn Env) -> bool {
         let Some(handle) = self.handle else { return false };
         let left = self.blocks().saturating_sub(self.cursor);
-        if left == 0 {
+        let again = self.again.pop();
+        if left == 0 && again.is_none() {
             if self.under_way.is_empty()
                 && let Some(done) = self.desk.read_back.borrow_mut().get_mut(self.number)
             {
@@ -205,23 +212,30 @@ impl WorkClient {
             }
             return false;
         }
-        let blocks = left.min(READ_BACK_BLOCKS);
-        let first = Place { image: self.image, block: self.cursor };
-        let Some(buf) = poisoned(env, blocks as usize * BLOCK_BYTES) else { return false };
+        let (block, blocks) = again.unwrap_or((self.cursor, left.min(READ_BACK_BLOCKS)));
+        let first = Place { image: self.image, block };
+        let Some(buf) = poisoned(env, blocks as usize * BLOCK_BYTES) else {
+            self.again.extend(again);
+            return false;
+        };
         let pending =
             self.desk.history.borrow_mut().begin_read(self.number, self.desk.now.get(), first, blocks);
         let user = self.next_user;
         self.next_user += 1;
-        let op = Op::Read { offset: self.cursor * BLOCK_BYTES as u64, buf };
+        let op = Op::Read { offset: block * BLOCK_BYTES as u64, buf };
         if self.core.submit(env, handle, op, user).is_err() {
+            self.again.extend(again);
             return false;
         }
         self.under_way.insert(user, pending);
-        self.cursor += blocks;
+        if again.is_none() {
+            self.cursor += blocks;
+        }
         true
     }
 
     fn done(&mut self, done: IoDone) {
+        let reading_back = self.desk.mode.get() == Mode::ReadBack;
         let mut history = self.desk.history.borrow_mut();
         let Some(pending) = self.under_way.remove(&done.user) else {
             self.flushes = self.flushes.saturating_sub(1);
@@ -238,7 +252,10 @@ impl WorkClient {
                     IoError::NoSpace => self.desk.tolerate.no_space,
                     _ => false,
                 };
-                if !legal || self.desk.mode.get() == Mode::ReadBack {
+                if reading_back && error == IoError::TimedOut {
+                    // A slow disk and an impatient client: read it again.
+                    self.again.push((pending.first.block, pending.blocks));
+                } else if !legal || reading_back {
                     history.violations.push(format!(
                         "error: client {}'s operation of {} on {}+{} failed: {error}",
                         self.number,
@@ -274,6 +291,7 @@ impl Service for WorkClient {
     fn event(&mut self, env: &mut dyn Env, event: Event) {
         match event {
             Event::Timer { token: WORK } => {
+                self.burst = self.rng.between(1, self.options.depth as u64);
                 let pause = self.rng.latency(self.options.think_ns);
                 env.set_timer(env.now().plus_ns(pause), WORK);
             }

@@ -11,7 +11,6 @@ use crate::workload::{Mode, image_name};
 use control::admin::{self, Keys, PoolSpec};
 use placement::FailureDomain;
 use simenv::clock::{MS, SEC};
-use simenv::trace::stamp;
 use simenv::universe::Step;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -58,6 +57,8 @@ struct World {
     violations: Vec<String>,
     next_request: u64,
     striking: bool,
+    /// Blocks whose history was too large to judge.
+    undecided: u64,
 }
 
 /// Runs the scenario.
@@ -66,7 +67,8 @@ pub fn run(options: Options, planted: Option<Planted>, trace: Option<(u64, u64)>
     let mut cluster = Cluster::new(options.clone(), planted);
     cluster.universe.trace.verbose = trace;
     let nemesis = Nemesis::new(options.seed, options.nodes, trace.is_some());
-    let mut world = World { cluster, nemesis, violations: Vec::new(), next_request: 1, striking: false };
+    let mut world =
+        World { cluster, nemesis, violations: Vec::new(), next_request: 1, striking: false, undecided: 0 };
     world.cluster.universe.call_at(TICK_NS, TICK);
     if world.all().is_err() && world.violations.is_empty() {
         world.violations.push("the run ended early for no known reason".to_owned());
@@ -81,7 +83,7 @@ impl World {
     fn seen(self) -> Seen {
         let history = self.cluster.desk.history.borrow();
         let summary = format!(
-            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames; {} sub-operations",
+            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames; {} sub-operations; {} blocks undecided",
             history.acked_writes,
             history.answered_reads,
             history.unknown,
@@ -89,6 +91,7 @@ impl World {
             self.nemesis.counts,
             self.cluster.universe.net.counters.frames,
             self.cluster.primaries.borrow().looked_at,
+            self.undecided,
         );
         Seen {
             violations: self.violations,
@@ -184,7 +187,13 @@ impl World {
                 }
                 Some(why) if now > end => {
                     self.gather();
-                    self.violations.push(format!("{what} not within {} s: {why}", limit_ns / SEC));
+                    let universe = &self.cluster.universe;
+                    self.violations.push(format!(
+                        "{what} not within {} s: {why}; buffers {:?}; network {:?}",
+                        limit_ns / SEC,
+                        universe.arena_pressure(),
+                        universe.network_backlog()
+                    ));
                     return Err(Over);
                 }
                 Some(_) => {}
@@ -356,9 +365,7 @@ impl World {
                 }
             }
         }
-        if undecided > 0 && self.nemesis.is_verbose() {
-            eprintln!("{} undecided blocks at {}", undecided, stamp(self.cluster.universe.now));
-        }
+        self.undecided = undecided;
     }
 }
 

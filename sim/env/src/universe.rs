@@ -377,6 +377,15 @@ impl Universe {
         }
     }
 
+    /// Living cores whose arena is in use by more than a quarter, with the bytes used, for a report.
+    pub fn arena_pressure(&self) -> Vec<String> {
+        let pressed = self.cores.iter().filter(|core| core.alive).filter_map(|core| {
+            let (used, all) = core.arena.usage();
+            (used > all / 4).then(|| format!("{}: {used} of {all}", crate::trace::place(core.host, core.id)))
+        });
+        pressed.collect()
+    }
+
     /// Looks into the service of a living core.
     pub fn service(&mut self, core: CoreIdx) -> Option<&mut Box<dyn Service>> {
         self.cores.get_mut(core).and_then(|core| core.service.as_mut())

@@ -1,5 +1,7 @@
 //! Connections: two ends, two directions, each direction a queue of what is under way.
 
+#![allow(clippy::result_large_err, reason = "an item comes back whole when there is no memory for it")]
+
 use super::{BROKEN_RESET, BROKEN_TIMEOUT};
 use crate::clock::{Nanos, US};
 use crate::universe::{Action, CoreIdx, HostId, Universe};
@@ -29,6 +31,10 @@ pub(crate) enum NetAction {
     ClosedLocally { conn: usize, end: usize },
 }
 
+#[allow(
+    clippy::large_enum_variant,
+    reason = "frames are by far the most; a box would cost an allocation for each"
+)]
 enum Item {
     Frame { header: Header, crcs: BlockCrcs, payload: Option<IoBuf> },
     Bytes(IoBuf),
@@ -108,6 +114,34 @@ impl Conn {
             && self.ends.iter().flatten().any(|end| end.host == host)
     }
 
+    pub(super) fn backlog(&self, index: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (dir, line) in self.dirs.iter().enumerate().filter(|(_, line)| !line.queue.is_empty()) {
+            let held: usize = line
+                .queue
+                .iter()
+                .map(|queued| match &queued.item {
+                    Item::Frame { payload: Some(payload), .. } | Item::Bytes(payload)
+                        if payload.is_arena() =>
+                    {
+                        payload.len()
+                    }
+                    _ => 0,
+                })
+                .sum();
+            lines.push(format!(
+                "conn {} end {dir} of hosts {:?} open {:?} connected {} stalled {:?}: {} frames, {held} bytes held",
+                id_of(index, dir).0,
+                self.hosts(dir),
+                [self.is_open(0), self.is_open(1)],
+                self.connected,
+                line.stalled_since,
+                line.queue.len()
+            ));
+        }
+        lines
+    }
+
     fn end(&self, end: usize) -> Option<&End> {
         self.ends.get(end).and_then(Option::as_ref)
     }
@@ -136,7 +170,11 @@ impl Universe {
                 }
             }
             NetAction::SynTimeout { conn } => {
-                if self.net.conns.get(&conn).is_some_and(|conn| !conn.connected && conn.is_open(0)) {
+                let given_up = self.net.conns.get(&conn).is_some_and(|c| !c.is_open(0) && c.end(1).is_none());
+                if given_up {
+                    // Closed before it came to be, and no request is on its way any more.
+                    self.net.conns.remove(&conn);
+                } else if self.net.conns.get(&conn).is_some_and(|conn| !conn.connected && conn.is_open(0)) {
                     self.net_end(conn, 0, CloseReason::TimedOut);
                 }
             }
@@ -550,6 +588,15 @@ impl Universe {
         let len = line.queue.len().min(at_most);
         let keep = self.net.rng.below(len as u64 + 1) as usize;
         line.queue.truncate(keep);
+        // It is the kernel's now: the sender has its buffers back.
+        for queued in &mut line.queue {
+            if let Item::Frame { payload: Some(payload), .. } | Item::Bytes(payload) = &mut queued.item
+                && payload.is_arena()
+                && let Ok(copy) = IoBuf::copy_of(payload.as_slice())
+            {
+                *payload = copy;
+            }
+        }
     }
 
     fn net_push_end(&mut self, index: usize, end: usize, reason: CloseReason) {

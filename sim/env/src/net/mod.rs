@@ -160,6 +160,12 @@ impl Universe {
         }
     }
 
+    /// What waits in the network, for a report: per direction of a connection, frames and bytes of senders'
+    /// memory.
+    pub fn network_backlog(&self) -> Vec<String> {
+        self.net.conns.iter().flat_map(|(index, conn)| conn.backlog(*index)).collect()
+    }
+
     /// Frees every link.
     pub fn heal_network(&mut self) {
         for link in self.net.links.iter_mut().flatten() {

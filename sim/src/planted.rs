@@ -1,0 +1,93 @@
+//! The proof that the simulator can see: deliberate bugs, one at a time, and how many seeds it takes.
+
+use crate::run::{How, Outcome, Planted, Scenario, run};
+use std::time::Duration;
+
+/// Seeds a bug has until it must have been noticed.
+pub const SEEDS_MAX: u64 = 200;
+/// Seeds without a bug that must stay green, per scenario.
+pub const CONTROL_SEEDS: u64 = 20;
+
+/// A deliberate bug with its name and the scenario that is meant to see it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// For reports.
+    pub name: String,
+    /// Which.
+    pub bug: Planted,
+    /// Where.
+    pub scenario: Scenario,
+}
+
+/// Every bug of every room.
+pub fn cases() -> Vec<Case> {
+    use {consensus::planted::Bug as Meta, control::planted::Bug as Control};
+    let mut cases = Vec::new();
+    for &bug in store::Bug::all() {
+        let scenario = Scenario::Store;
+        cases.push(Case { name: bug.name().to_owned(), bug: Planted::Store(bug), scenario });
+    }
+    let cluster = |name: &str, bug| Case { name: name.to_owned(), bug, scenario: Scenario::Cluster };
+    for &bug in engine::planted::Bug::all() {
+        cases.push(cluster(bug.name(), Planted::Engine(bug)));
+    }
+    for (bug, name) in [
+        (Control::DemoteBeforeLeaseExpiry, "control-demote-before-lease-expiry"),
+        (Control::PickStalePrimary, "control-pick-stale-primary"),
+        (Control::LeaseWithoutMargin, "control-lease-without-margin"),
+        (Control::KeepSessionAfterLostLease, "control-keep-session-after-lost-lease"),
+    ] {
+        cases.push(cluster(name, Planted::Control(bug)));
+    }
+    for (bug, name) in [
+        (Meta::AckBeforeLogDurable, "consensus-ack-before-log-durable"),
+        (Meta::VoteNotPersisted, "consensus-vote-not-persisted"),
+        (Meta::LeaseExpiresEarly, "consensus-lease-expires-early"),
+        (Meta::WatchSkipsOnSnapshot, "consensus-watch-skips-on-snapshot"),
+        (Meta::DedupForgotten, "consensus-dedup-forgotten"),
+    ] {
+        cases.push(cluster(name, Planted::Consensus(bug)));
+    }
+    for (bug, name) in client::planted::Bug::ALL {
+        cases.push(cluster(&format!("client-{name}"), Planted::Client(bug)));
+    }
+    cases
+}
+
+/// What became of a bug.
+pub struct Caught {
+    /// Seeds it took; `None`: it was not noticed.
+    pub seeds: Option<u64>,
+    /// What noticed it.
+    pub by: String,
+    /// Real time that it took.
+    pub took: Duration,
+}
+
+/// Looks for the first seed that notices a bug.
+pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caught {
+    let began = clock();
+    let how = How { scenario: Some(case.scenario), planted: Some(case.bug), trace: None };
+    for nth in 0..SEEDS_MAX {
+        let outcome = run(first_seed + nth, how);
+        if let Some(violation) = outcome.violations.first() {
+            let by = violation.lines().next().unwrap_or_default().to_owned();
+            return Caught { seeds: Some(nth + 1), by, took: clock() - began };
+        }
+    }
+    Caught { seeds: None, by: "nothing".to_owned(), took: clock() - began }
+}
+
+/// Runs without a bug; returns the first that is not green.
+pub fn control_run(first_seed: u64) -> Option<Outcome> {
+    for scenario in [Scenario::Store, Scenario::Cluster] {
+        for nth in 0..CONTROL_SEEDS {
+            let how = How { scenario: Some(scenario), planted: None, trace: None };
+            let outcome = run(first_seed + nth, how);
+            if !outcome.violations.is_empty() {
+                return Some(outcome);
+            }
+        }
+    }
+    None
+}
