@@ -53,6 +53,11 @@ impl SliceState {
         }
     }
 
+    /// Something was submitted since the last flush, or waits for room in the core's disk queue.
+    fn wants_flush(&self) -> bool {
+        self.has_unflushed || self.store.as_ref().is_some_and(SliceStore::has_backlog)
+    }
+
     pub(crate) fn disk(&self) -> DiskIndex {
         self.config.disk
     }
@@ -140,12 +145,13 @@ impl DataCore {
         self.drain_store(env, at);
     }
 
-    /// Flushes every store that was given something; true when that brought events.
+    /// Flushes every store that was given something, or that waits for room in the core's disk queue, which
+    /// any other store's completion may have made; true when that brought events.
     pub(crate) fn flush_stores(&mut self, env: &mut dyn Env) -> bool {
         let mut any = false;
         for at in 0..self.slices.len() {
             let Some(slice) = self.slices.get_mut(at) else { continue };
-            if !slice.has_unflushed {
+            if !slice.wants_flush() {
                 continue;
             }
             slice.has_unflushed = false;

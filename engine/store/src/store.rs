@@ -218,6 +218,12 @@ impl SliceStore {
         self.resume_parked(env);
     }
 
+    /// Whether device operations wait for room in the core's disk queue. The queue belongs to all stores of
+    /// the core, so that another store's completion may be what makes room: `flush` must be called then.
+    pub fn has_backlog(&self) -> bool {
+        !self.ops.backlog.is_empty()
+    }
+
     /// Ends the store: what is queued becomes durable, then everything is checkpointed, then
     /// `StoreEvent::Closed`. New operations are refused from now on.
     pub fn close(&mut self, env: &mut dyn Env) {
