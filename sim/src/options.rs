@@ -131,6 +131,7 @@ impl Options {
         let (faults, gentle) = draw_faults(rng);
         let slices = rng.weighted((3, 1), &[(3, 2), (1, 4)]);
         let image_bytes = 4096 * rng.weighted((2, 256), &[(2, 1024), (1, 40), (1, 4096)]);
+        let depth = rng.weighted((2, 4), &[(2, 1), (2, 12), (1, 40)]);
         let images = rng.weighted((3, 1), &[(2, 2)]);
         let clients = rng.weighted((3, images), &[(3, images + 1), (1, images + 2)]);
         Self {
@@ -153,9 +154,10 @@ impl Options {
             clients,
             images,
             image_bytes,
-            depth: rng.weighted((2, 4), &[(2, 1), (2, 12), (1, 40)]),
+            depth,
             op_blocks_max: rng.weighted((3, 1), &[(3, 4), (2, 16), (1, 70)]),
-            think_ns: rng.weighted((2, 10 * MS), &[(1, 2 * MS), (1, 40 * MS)]),
+            // Some 50 to 500 operations a second: what matters is what they meet, not how many there are.
+            think_ns: depth as u64 * rng.weighted((2, 3 * MS), &[(1, MS), (1, 10 * MS)]),
             zero_ppm: rng.weighted((2, 0), &[(1, 50_000), (1, 200_000)]),
             read_ppm: rng.weighted((2, 500_000), &[(1, 200_000), (1, 800_000)]),
             hot_ppm: rng.weighted((1, 0), &[(1, 300_000), (1, 800_000)]),

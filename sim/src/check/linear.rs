@@ -128,11 +128,34 @@ pub fn zones(ops: &[OpRecord]) -> Verdict {
     Verdict::Legal
 }
 
+/// How far a client's operations have taken effect: all before `first`, and of those from `first` on the ones
+/// whose bit is set. Only reads are ever set: a write waits for what was submitted before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+struct LaneDone {
+    first: usize,
+    bits: u64,
+}
+
+impl LaneDone {
+    fn has(self, at: usize) -> bool {
+        at < self.first || (at - self.first < 64 && self.bits >> (at - self.first) & 1 == 1)
+    }
+
+    fn with(mut self, at: usize) -> Self {
+        self.bits |= 1 << (at - self.first);
+        while self.bits & 1 == 1 {
+            self.bits >>= 1;
+            self.first += 1;
+        }
+        self
+    }
+}
+
 /// A point of the search: how many operations of each client have taken effect, what the block holds, and
 /// which operations of unknown outcome were needed so far.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Point {
-    done: Vec<usize>,
+    done: Vec<LaneDone>,
     value: Value,
     /// Zeroings of unknown outcome that were needed; the earliest ones serve best.
     zeroed: usize,
@@ -178,21 +201,53 @@ impl<'a> Plan<'a> {
         plan
     }
 
+    /// What of a lane could come next as far as its own order goes: reads up to the next write, or that
+    /// write. `horizon` sinks to the earliest end of what is left of the lane.
+    fn candidates(&self, lane: usize, done: LaneDone, horizon: &mut Stamp, into: &mut Vec<(usize, usize)>) {
+        let (Some(ops), Some(ends)) = (self.lanes.get(lane), self.ends.get(lane)) else { return };
+        let mut reads_left = false;
+        for (at, op) in ops.iter().enumerate().skip(done.first) {
+            if op.start > *horizon {
+                return;
+            }
+            if at - done.first >= 64 {
+                *horizon = (*horizon).min(ends.get(at).copied().unwrap_or(Stamp::MAX));
+                return;
+            }
+            if done.has(at) {
+                continue;
+            }
+            if matches!(op.did, Did::Write(_)) {
+                *horizon = (*horizon).min(ends.get(at).copied().unwrap_or(Stamp::MAX));
+                if !reads_left {
+                    into.push((lane, at));
+                }
+                return;
+            }
+            *horizon = (*horizon).min(op.end.unwrap_or(Stamp::MAX));
+            reads_left = true;
+            into.push((lane, at));
+        }
+    }
+
     /// What may take effect next after `point`; `None` when everything has.
     fn next(&self, point: &Point) -> Option<Vec<Point>> {
-        let heads = || self.lanes.iter().zip(&point.done).map(|(lane, done)| lane.get(*done));
-        if heads().all(|head| head.is_none()) {
+        // Whatever ended before another began comes before it.
+        let mut horizon = Stamp::MAX;
+        let mut candidates = Vec::new();
+        for (lane, done) in point.done.iter().enumerate() {
+            self.candidates(lane, *done, &mut horizon, &mut candidates);
+        }
+        if candidates.is_empty() {
             return None;
         }
-        // Whatever ended before another began comes before it.
-        let horizon = self.ends.iter().zip(&point.done).filter_map(|(ends, done)| ends.get(*done)).min();
-        let horizon = horizon.copied().unwrap_or(Stamp::MAX);
         let mut after = Vec::new();
-        for (lane, head) in heads().enumerate() {
-            let Some(op) = head.filter(|op| op.start <= horizon) else { continue };
+        for (lane, at) in candidates {
+            let op = self.lanes.get(lane).and_then(|ops| ops.get(at)).filter(|op| op.start <= horizon);
+            let Some(op) = op else { continue };
             let mut step = point.clone();
             if let Some(done) = step.done.get_mut(lane) {
-                *done += 1;
+                *done = done.with(at);
             }
             match op.did {
                 Did::Write(value) => step.value = value,
@@ -219,11 +274,13 @@ impl<'a> Plan<'a> {
 }
 
 /// Any values, several clients: search for an order, remembering the points that led nowhere. Each client's
-/// operations keep their order of submission; one of unknown outcome takes effect right before the first
+/// operations keep their order of submission, except that reads are free among each other. One of unknown
+/// outcome takes effect right before the first
 /// read that needs it, for an effect that nobody reads is none.
 pub fn search(ops: &[OpRecord]) -> Verdict {
     let plan = Plan::new(ops);
-    let start = Point { done: vec![0; plan.lanes.len()], value: 0, zeroed: 0, used: Vec::new() };
+    let start =
+        Point { done: vec![LaneDone::default(); plan.lanes.len()], value: 0, zeroed: 0, used: Vec::new() };
     let mut visited: BTreeSet<Point> = BTreeSet::new();
     let mut stack = vec![start];
     while let Some(point) = stack.pop() {
