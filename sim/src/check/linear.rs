@@ -2,9 +2,12 @@
 //!
 //! A block that one client alone touches is judged in the order of submission, which the client promises to
 //! keep. One that several touch is judged by an exhaustive search with memory (after Wing and Gong, and
-//! Lowe) that keeps each client's own order; that order also keeps the search small. Should it grow too
-//! large, the zones of Gibbons and Korach ("Testing shared memories", 1997) decide in n log n by real time
-//! alone; they need unique values, so histories with zeroing then stay undecided.
+//! Lowe) that keeps each client's own order; that order also keeps the search small.
+//!
+//! A change that a client sends again, because no answer came, may take effect more than once until it is
+//! answered. To the client itself this never shows: what it submits behind it waits. To others it may: a
+//! second effect can hide what they wrote in between, as with any disk that several hosts share. So a block
+//! of several clients is judged with repeated effects allowed while a change is under way.
 
 use super::history::{Did, OpRecord, Place, Stamp, Value, show};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,14 +29,9 @@ pub enum Verdict {
 /// Judges one block's operations, given in order of submission.
 pub fn judge(place: Place, ops: &[OpRecord]) -> Verdict {
     let clients: BTreeSet<usize> = ops.iter().map(|op| op.client).collect();
-    let zeroed = ops.iter().any(|op| op.did == Did::Write(0));
     let verdict = match clients.len() {
         0 | 1 => in_order(ops),
-        // Real time alone decides a case that is too large for the order of submission.
-        _ => match search(ops) {
-            Verdict::Undecided if !zeroed => zones(ops),
-            verdict => verdict,
-        },
+        _ => search(ops, Effects::Repeated),
     };
     match verdict {
         Verdict::Illegal(why) => Verdict::Illegal(format!("{place}: {why}\n{}", show(ops))),
@@ -62,67 +60,6 @@ pub fn in_order(ops: &[OpRecord]) -> Verdict {
                     ));
                 }
             },
-        }
-    }
-    Verdict::Legal
-}
-
-struct Zone {
-    value: Value,
-    /// Smallest end of the write and its reads.
-    first_end: Stamp,
-    /// Largest start among them.
-    last_start: Stamp,
-}
-
-/// Unique values: every read names its write.
-pub fn zones(ops: &[OpRecord]) -> Verdict {
-    let mut zones: BTreeMap<Value, Zone> = BTreeMap::new();
-    zones.insert(0, Zone { value: 0, first_end: 0, last_start: 0 });
-    let mut starts: BTreeMap<Value, Stamp> = BTreeMap::from([(0, 0)]);
-    for op in ops {
-        if let Did::Write(value) = op.did {
-            starts.insert(value, op.start);
-            let first_end = op.end.unwrap_or(Stamp::MAX);
-            zones.insert(value, Zone { value, first_end, last_start: op.start });
-        }
-    }
-    for op in ops {
-        let (Did::Read(value), Some(end)) = (op.did, op.end) else { continue };
-        let Some(start) = starts.get(&value) else {
-            return Verdict::Illegal(format!("read {value}, which nobody wrote here"));
-        };
-        if *start > end {
-            return Verdict::Illegal(format!("read {value} before it was written"));
-        }
-        if let Some(zone) = zones.get_mut(&value) {
-            zone.first_end = zone.first_end.min(end);
-            zone.last_start = zone.last_start.max(op.start);
-        }
-    }
-    let (mut forward, backward): (Vec<&Zone>, Vec<&Zone>) =
-        zones.values().partition(|zone| zone.first_end < zone.last_start);
-    forward.sort_by_key(|zone| zone.first_end);
-    for pair in forward.windows(2) {
-        if let [a, b] = pair
-            && b.first_end < a.last_start
-        {
-            return Verdict::Illegal(format!(
-                "values {} and {} each appear on both sides of the other",
-                a.value, b.value
-            ));
-        }
-    }
-    for zone in backward {
-        let at = forward.partition_point(|other| other.first_end < zone.last_start);
-        let around = at.checked_sub(1).and_then(|at| forward.get(at));
-        if let Some(other) = around
-            && zone.first_end < other.last_start
-        {
-            return Verdict::Illegal(format!(
-                "value {} lies wholly between two appearances of {}",
-                zone.value, other.value
-            ));
         }
     }
     Verdict::Legal
@@ -163,8 +100,18 @@ struct Point {
     used: Vec<Value>,
 }
 
+/// How often a change may take effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effects {
+    /// Once.
+    Once,
+    /// Any number of times between submission and answer.
+    Repeated,
+}
+
 /// The operations as the search wants them.
 struct Plan<'a> {
+    effects: Effects,
     /// Per client, its operations of known outcome in order of submission.
     lanes: Vec<Vec<&'a OpRecord>>,
     /// Per client and operation, the earliest end from there on.
@@ -176,10 +123,15 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(ops: &'a [OpRecord]) -> Self {
+    fn new(ops: &'a [OpRecord], effects: Effects) -> Self {
         let mut by_client: BTreeMap<usize, Vec<&OpRecord>> = BTreeMap::new();
-        let mut plan =
-            Plan { lanes: Vec::new(), ends: Vec::new(), zeroings: Vec::new(), unknown: BTreeMap::new() };
+        let mut plan = Plan {
+            effects,
+            lanes: Vec::new(),
+            ends: Vec::new(),
+            zeroings: Vec::new(),
+            unknown: BTreeMap::new(),
+        };
         for op in ops {
             match (op.end, op.did) {
                 (Some(_), _) => by_client.entry(op.client).or_default().push(op),
@@ -230,6 +182,11 @@ impl<'a> Plan<'a> {
         }
     }
 
+    fn writes(&self, lane: usize, at: usize, value: Value, horizon: Stamp) -> bool {
+        let op = self.lanes.get(lane).and_then(|ops| ops.get(at));
+        op.is_some_and(|op| op.did == Did::Write(value) && op.start <= horizon)
+    }
+
     /// What may take effect next after `point`; `None` when everything has.
     fn next(&self, point: &Point) -> Option<Vec<Point>> {
         // Whatever ended before another began comes before it.
@@ -242,7 +199,11 @@ impl<'a> Plan<'a> {
             return None;
         }
         let mut after = Vec::new();
-        for (lane, at) in candidates {
+        let under_way = |value| {
+            self.effects == Effects::Repeated
+                && candidates.iter().any(|(lane, at)| self.writes(*lane, *at, value, horizon))
+        };
+        for &(lane, at) in &candidates {
             let op = self.lanes.get(lane).and_then(|ops| ops.get(at)).filter(|op| op.start <= horizon);
             let Some(op) = op else { continue };
             let mut step = point.clone();
@@ -253,17 +214,20 @@ impl<'a> Plan<'a> {
                 Did::Write(value) => step.value = value,
                 // A read of what is there changes nothing: it may as well come at once.
                 Did::Read(value) if value == point.value => return Some(vec![step]),
+                Did::Read(value) if under_way(value) => step.value = value,
                 Did::Read(0) if self.zeroings.get(point.zeroed).is_some_and(|start| *start <= horizon) => {
                     step.value = 0;
-                    step.zeroed += 1;
+                    step.zeroed += usize::from(self.effects == Effects::Once);
                 }
                 Did::Read(value)
                     if self.unknown.get(&value).is_some_and(|start| *start <= horizon)
                         && !point.used.contains(&value) =>
                 {
                     step.value = value;
-                    step.used.push(value);
-                    step.used.sort_unstable();
+                    if self.effects == Effects::Once {
+                        step.used.push(value);
+                        step.used.sort_unstable();
+                    }
                 }
                 Did::Read(_) => continue,
             }
@@ -277,8 +241,8 @@ impl<'a> Plan<'a> {
 /// operations keep their order of submission, except that reads are free among each other. One of unknown
 /// outcome takes effect right before the first
 /// read that needs it, for an effect that nobody reads is none.
-pub fn search(ops: &[OpRecord]) -> Verdict {
-    let plan = Plan::new(ops);
+pub fn search(ops: &[OpRecord], effects: Effects) -> Verdict {
+    let plan = Plan::new(ops, effects);
     let start =
         Point { done: vec![LaneDone::default(); plan.lanes.len()], value: 0, zeroed: 0, used: Vec::new() };
     let mut visited: BTreeSet<Point> = BTreeSet::new();
@@ -300,6 +264,67 @@ pub fn search(ops: &[OpRecord]) -> Verdict {
 mod tests {
     use super::*;
     use simenv::rng::Stream;
+
+    struct Zone {
+        value: Value,
+        /// Smallest end of the write and its reads.
+        first_end: Stamp,
+        /// Largest start among them.
+        last_start: Stamp,
+    }
+
+    /// Unique values: every read names its write.
+    fn zones(ops: &[OpRecord]) -> Verdict {
+        let mut zones: BTreeMap<Value, Zone> = BTreeMap::new();
+        zones.insert(0, Zone { value: 0, first_end: 0, last_start: 0 });
+        let mut starts: BTreeMap<Value, Stamp> = BTreeMap::from([(0, 0)]);
+        for op in ops {
+            if let Did::Write(value) = op.did {
+                starts.insert(value, op.start);
+                let first_end = op.end.unwrap_or(Stamp::MAX);
+                zones.insert(value, Zone { value, first_end, last_start: op.start });
+            }
+        }
+        for op in ops {
+            let (Did::Read(value), Some(end)) = (op.did, op.end) else { continue };
+            let Some(start) = starts.get(&value) else {
+                return Verdict::Illegal(format!("read {value}, which nobody wrote here"));
+            };
+            if *start > end {
+                return Verdict::Illegal(format!("read {value} before it was written"));
+            }
+            if let Some(zone) = zones.get_mut(&value) {
+                zone.first_end = zone.first_end.min(end);
+                zone.last_start = zone.last_start.max(op.start);
+            }
+        }
+        let (mut forward, backward): (Vec<&Zone>, Vec<&Zone>) =
+            zones.values().partition(|zone| zone.first_end < zone.last_start);
+        forward.sort_by_key(|zone| zone.first_end);
+        for pair in forward.windows(2) {
+            if let [a, b] = pair
+                && b.first_end < a.last_start
+            {
+                return Verdict::Illegal(format!(
+                    "values {} and {} each appear on both sides of the other",
+                    a.value, b.value
+                ));
+            }
+        }
+        for zone in backward {
+            let at = forward.partition_point(|other| other.first_end < zone.last_start);
+            let around = at.checked_sub(1).and_then(|at| forward.get(at));
+            if let Some(other) = around
+                && zone.first_end < other.last_start
+            {
+                return Verdict::Illegal(format!(
+                    "value {} lies wholly between two appearances of {}",
+                    zone.value, other.value
+                ));
+            }
+        }
+        Verdict::Legal
+    }
 
     fn op(client: usize, did: Did, start: Stamp, end: Option<Stamp>) -> OpRecord {
         OpRecord { client, did, start, end, at: 0 }
@@ -350,7 +375,7 @@ mod tests {
             }
             ops.sort_by_key(|op| op.start);
             let fast = zones(&ops);
-            let slow = search(&ops);
+            let slow = search(&ops, Effects::Once);
             assert_eq!(
                 matches!(fast, Verdict::Legal),
                 matches!(slow, Verdict::Legal),
@@ -363,6 +388,23 @@ mod tests {
             }
         }
         assert!(legal > 2000 && illegal > 2000, "{legal} legal, {illegal} illegal");
+    }
+
+    #[test]
+    fn a_change_sent_again_may_hide_what_others_wrote_until_it_is_answered_but_not_after() {
+        let history = |end| {
+            [
+                op(0, Did::Write(1), 1, Some(end)),
+                op(1, Did::Read(1), 2, Some(3)),
+                op(1, Did::Write(2), 4, Some(5)),
+                op(1, Did::Read(1), 8, Some(9)),
+            ]
+        };
+        assert!(matches!(search(&history(7), Effects::Once), Verdict::Illegal(_)));
+        assert_eq!(search(&history(7), Effects::Repeated), Verdict::Legal);
+        let mut answered = history(3);
+        answered[1].end = Some(2);
+        assert!(matches!(search(&answered, Effects::Repeated), Verdict::Illegal(_)));
     }
 
     #[test]
