@@ -29,6 +29,7 @@ pub struct Nemesis {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(clippy::enum_variant_names, reason = "a write fault is what the disk calls it")]
 enum Fault {
     Kill,
     Power,
