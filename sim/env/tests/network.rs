@@ -1,6 +1,8 @@
 //! The simulated network and scheduler: order, partitions, resets, crashes, pauses, and same seed same
 //! history.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
+
 use reactor::{CloseReason, ConnId, Env, Event, Frame, Framing, IoBuf, Service, Token};
 use simenv::clock::{MS, NodeClock, SEC, US};
 use simenv::universe::{CoreSpec, HostId, Step, Universe};
