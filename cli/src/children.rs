@@ -233,6 +233,12 @@ impl Fleet {
     /// SIGTERM, and waits for a clean end; an unclean one is an error.
     pub fn stop(&mut self, index: usize) -> Result<(), CliError> {
         self.signal(index, Signal::TERM)?;
+        self.wait_for_stop(index)
+    }
+
+    /// Waits for the clean end of a node that was told to stop. Told once: a node takes a second signal for
+    /// impatience, and ends at once.
+    fn wait_for_stop(&mut self, index: usize) -> Result<(), CliError> {
         let node = self.node(index)?;
         let id = node.id;
         let Some(mut child) = node.child.take() else { return Ok(()) };
@@ -262,7 +268,7 @@ impl Fleet {
         let mut first = Ok(());
         for index in 0..self.nodes.len() {
             if self.pid(index).is_some() {
-                first = first.and(self.stop(index));
+                first = first.and(self.wait_for_stop(index));
             }
         }
         first
