@@ -465,7 +465,7 @@ impl DataCore {
             header.flags |= FLAG_RECOVERY;
         }
         header.payload_len = op.payload.as_ref().map_or(0, IoBuf::len) as u32;
-        let frame = Frame { header, crcs: op.crcs, payload: op.payload.clone() };
+        let frame = Frame { header, crcs: op.crcs.clone(), payload: op.payload.clone() };
         let peer = member.peer;
         self.send_peer(env, peer, frame);
     }

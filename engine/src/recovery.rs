@@ -325,7 +325,7 @@ impl DataCore {
         if let Some(data) = &heal.data {
             header.block = data.mask;
             header.blocks = data.mask.count_ones() as u16;
-            crcs = data.crcs;
+            crcs = data.crcs.clone();
             payload = data.data.clone();
         }
         header.payload_len = payload.as_ref().map_or(0, IoBuf::len) as u32;

@@ -70,6 +70,10 @@ impl Arena {
         if base == libc::MAP_FAILED {
             return Err(NoBuffers);
         }
+        // Large pages where the kernel has them: copies in and out of the kernel, and the drive's own
+        // transfers, then look up one address translation for many buffers. A refusal costs only speed.
+        // SAFETY: advice about the mapping just made; it changes no contents.
+        unsafe { libc::madvise(base, bytes, libc::MADV_HUGEPAGE) };
         let base = NonNull::new(base.cast::<u8>()).ok_or(NoBuffers)?;
         let blocks = (bytes / BLOCK_BYTES) as u32;
         let state: Box<[Cell<u8>]> = (0..blocks).map(|_| Cell::new(NONE)).collect();

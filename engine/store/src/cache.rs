@@ -160,6 +160,12 @@ impl Cache {
         if frame.state == FrameState::Ready { frame.buf.as_ref().map(IoBuf::as_slice) } else { None }
     }
 
+    /// The bytes of a frame that `lookup` said is ready.
+    #[inline]
+    pub(crate) fn frame(&self, at: u32) -> Option<&[u8]> {
+        self.frames.get(at as usize)?.buf.as_ref().map(IoBuf::as_slice)
+    }
+
     /// Asks for a page.
     pub(crate) fn lookup(&mut self, page: u32) -> Lookup {
         if let Some(at) = self.find(page)

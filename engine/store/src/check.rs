@@ -377,7 +377,7 @@ impl Walk<'_> {
         let whole = |walk: &mut Self, records: &[Record]| {
             let mut ok = true;
             for record in records {
-                record.each_block(|_, addr, crc| ok = ok && block_crc(&walk.read(addr, 1)) == crc);
+                record.as_ref().each_block(|_, addr, crc| ok = ok && block_crc(&walk.read(addr, 1)) == crc);
             }
             ok
         };
@@ -426,7 +426,7 @@ impl Walk<'_> {
                 *block = Some(BlockRef::default());
             }
         }
-        record.each_block(|i, addr, crc| {
+        record.as_ref().each_block(|i, addr, crc| {
             if let Some(to) = entry.blocks.get_mut(i) {
                 *to = Some(BlockRef { addr, crc });
             }

@@ -191,6 +191,11 @@ impl Default for Runs {
 }
 
 impl Runs {
+    /// Forgets them.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Appends a run, or lengthens the last one when it continues it.
     pub fn push(&mut self, start: u64, blocks: u8) {
         if let Some(last) = (self.len as usize).checked_sub(1).and_then(|i| self.runs.get_mut(i))
@@ -234,7 +239,26 @@ pub struct Record {
     pub runs: Runs,
 }
 
-impl Record {
+/// A record that lies in parts: what is written, without gathering it first.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRef<'a> {
+    /// What it does.
+    pub kind: RecordKind,
+    /// The object's slot.
+    pub slot: u32,
+    /// The object.
+    pub object: ObjectId,
+    /// The version it brings.
+    pub version: Version,
+    /// Blocks concerned.
+    pub mask: u32,
+    /// Checksums of the data, in block order; as many as there are blocks of data.
+    pub crcs: &'a [u32],
+    /// Where the data lies, in block order.
+    pub runs: &'a Runs,
+}
+
+impl RecordRef<'_> {
     /// Bytes on disk.
     pub fn encoded_len(&self) -> usize {
         let data = if self.kind.has_data() { self.mask.count_ones() as usize * 4 } else { 0 };
@@ -268,6 +292,31 @@ impl Record {
             at += 6;
         }
         len
+    }
+
+    /// Calls `f(block of the object, address, checksum)` for every block the record brings.
+    pub fn each_block(&self, mut f: impl FnMut(usize, u64, u32)) {
+        let mut mask = self.mask;
+        let mut crcs = self.crcs.iter();
+        for (start, n) in self.runs.as_slice() {
+            for addr in *start..*start + u64::from(*n) {
+                if mask == 0 {
+                    return;
+                }
+                let block = mask.trailing_zeros() as usize;
+                mask &= mask - 1;
+                f(block, addr, crcs.next().copied().unwrap_or(0));
+            }
+        }
+    }
+}
+
+impl Record {
+    /// The same, by reference.
+    pub fn as_ref(&self) -> RecordRef<'_> {
+        let Self { kind, slot, object, version, mask, .. } = *self;
+        let crcs = self.crcs.get(..mask.count_ones() as usize).unwrap_or(&[]);
+        RecordRef { kind, slot, object, version, mask, crcs, runs: &self.runs }
     }
 
     /// Reads the record at the start of `bytes`, checking that it makes sense in a slice of `blocks` blocks.
@@ -312,22 +361,6 @@ impl Record {
         }
         let want = if record.kind.has_data() { record.mask.count_ones() } else { 0 };
         (record.runs.blocks() == want).then_some((record, at))
-    }
-
-    /// Calls `f(block of the object, address, checksum)` for every block the record brings.
-    pub fn each_block(&self, mut f: impl FnMut(usize, u64, u32)) {
-        let mut mask = self.mask;
-        let mut crcs = self.crcs.iter();
-        for (start, n) in self.runs.as_slice() {
-            for addr in *start..*start + u64::from(*n) {
-                if mask == 0 {
-                    return;
-                }
-                let block = mask.trailing_zeros() as usize;
-                mask &= mask - 1;
-                f(block, addr, crcs.next().copied().unwrap_or(0));
-            }
-        }
     }
 }
 

@@ -270,7 +270,7 @@ impl SliceStore {
                 self.active.add(head, block, to, true);
             }
         };
-        record.each_block(|block, addr, crc| lay(block, BlockRef { addr, crc }));
+        record.as_ref().each_block(|block, addr, crc| lay(block, BlockRef { addr, crc }));
         for block in (0..OBJECT_BLOCKS).filter(|b| emptied >> b & 1 == 1) {
             lay(block, BlockRef::default());
         }
@@ -290,7 +290,7 @@ impl SliceStore {
             if !self.bug(Bug::AcceptTornCommit) {
                 let records = Records::new(pending.block.as_slice(), &pending.header, self.blocks);
                 for record in records.flatten() {
-                    record.each_block(|_, addr, crc| o.verify.push_back((addr, crc)));
+                    record.as_ref().each_block(|_, addr, crc| o.verify.push_back((addr, crc)));
                 }
             }
             if !o.verify.is_empty() {

@@ -40,12 +40,8 @@ struct Read {
     whole: bool,
     /// Wanted blocks.
     mask: u32,
-    presence: Presence,
-    /// Those of them that were written when the read was resolved.
-    written: u32,
-    /// In order of output.
-    blocks: [BlockRef; OBJECT_BLOCKS],
-    count: u8,
+    /// What it was resolved to.
+    found: Box<Found>,
     outstanding: u8,
     retries: u8,
     /// A block failed its checksum: the mapping must have changed, or it is corrupt.
@@ -54,16 +50,91 @@ struct Read {
     data: Option<IoBuf>,
 }
 
+impl Read {
+    /// A free place in the table.
+    fn idle() -> Self {
+        Self {
+            step: Step::Idle,
+            ticket: 0,
+            object: ObjectId::default(),
+            whole: false,
+            mask: 0,
+            found: Box::default(),
+            outstanding: 0,
+            retries: 0,
+            suspect: false,
+            failed: None,
+            data: None,
+        }
+    }
+
+    fn begin(&mut self, ticket: u64, object: ObjectId, mask: u32, whole: bool) {
+        self.step = Step::Parked;
+        (self.ticket, self.object, self.mask, self.whole) = (ticket, object, mask, whole);
+        self.outstanding = 0;
+        self.retries = 0;
+        self.suspect = false;
+        self.failed = None;
+    }
+}
+
+/// Whether the mapping of what a read wants is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Resolved {
+    Known,
+    /// A commit or a page must arrive first.
+    NotYet,
+}
+
+/// What a read was resolved to.
+#[derive(Default)]
+struct Found {
+    presence: Presence,
+    /// The wanted blocks that were written.
+    written: u32,
+    count: u8,
+    /// In order of output; the first `count` count.
+    blocks: [BlockRef; OBJECT_BLOCKS],
+}
+
+impl Found {
+    /// `count` unwritten blocks.
+    fn set_empty(&mut self, presence: Presence, count: usize) {
+        self.presence = presence;
+        self.written = 0;
+        self.count = count as u8;
+        self.blocks.iter_mut().take(count).for_each(|block| *block = BlockRef::default());
+    }
+
+    /// Where a block of the object is, one of `wanted`.
+    fn put(&mut self, wanted: u32, block: usize, to: BlockRef) {
+        let before = wanted & ((1u32 << block) - 1);
+        if let Some(place) = self.blocks.get_mut(before.count_ones() as usize) {
+            *place = to;
+        }
+    }
+
+    fn blocks(&self) -> &[BlockRef] {
+        self.blocks.get(..usize::from(self.count)).unwrap_or(&[])
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.presence == other.presence && self.blocks() == other.blocks()
+    }
+}
+
 /// Reads in progress.
 pub(crate) struct Reads {
     table: Vec<Read>,
     free: Vec<u32>,
     parked: VecDeque<u32>,
+    /// For the next resolution.
+    scratch: Option<Box<Found>>,
 }
 
 impl Reads {
     pub(crate) fn new() -> Self {
-        Self { table: Vec::new(), free: Vec::new(), parked: VecDeque::new() }
+        Self { table: Vec::new(), free: Vec::new(), parked: VecDeque::new(), scratch: None }
     }
 
     pub(crate) fn in_progress(&self) -> usize {
@@ -108,34 +179,16 @@ impl SliceStore {
         if self.reads.in_progress() >= READS_MAX {
             return Err(StoreError::Busy);
         }
-        let read = Read {
-            step: Step::Parked,
-            ticket,
-            object,
-            whole,
-            mask,
-            presence: Presence::Absent,
-            written: 0,
-            blocks: [BlockRef::default(); OBJECT_BLOCKS],
-            count: 0,
-            outstanding: 0,
-            retries: 0,
-            suspect: false,
-            failed: None,
-            data: None,
-        };
         let id = match self.reads.free.pop() {
-            Some(id) => {
-                if let Some(to) = self.reads.table.get_mut(id as usize) {
-                    *to = read;
-                }
-                id
-            }
+            Some(id) => id,
             None => {
-                self.reads.table.push(read);
+                self.reads.table.push(Read::idle());
                 self.reads.table.len() as u32 - 1
             }
         };
+        if let Some(read) = self.reads.table.get_mut(id as usize) {
+            read.begin(ticket, object, mask, whole);
+        }
         self.advance_read(env, id);
         Ok(())
     }
@@ -164,85 +217,77 @@ impl SliceStore {
             self.finish_read(id, Err(error));
             return;
         }
-        let (object, whole, mask, suspect) = (read.object, read.whole, read.mask, read.suspect);
-        let Some((presence, blocks, count)) = self.resolve(env, object, whole, mask) else {
+        let (object, whole, mask) = (read.object, read.whole, read.mask);
+        // Boxed, and exchanged with the read's own: nothing here moves half a kilobyte for one block.
+        let mut to = self.reads.scratch.take().unwrap_or_default();
+        let resolved = self.resolve(env, object, whole, mask, &mut to);
+        let Some(read) = self.reads.table.get_mut(id as usize) else { return };
+        if resolved == Resolved::NotYet {
+            self.reads.scratch = Some(to);
             self.reads.parked.push_back(id);
             return;
-        };
-        let written = self.written_mask(object) & mask;
-        let Some(read) = self.reads.table.get_mut(id as usize) else { return };
-        let same = read.presence == presence && read.blocks == blocks && usize::from(read.count) == count;
-        if suspect && same {
+        }
+        let corrupt = read.suspect && read.found.is_same(&to);
+        std::mem::swap(&mut read.found, &mut to);
+        self.reads.scratch = Some(to);
+        read.suspect = false;
+        if corrupt {
             self.counters.corrupt += 1;
             self.finish_read(id, Err(StoreError::Corrupt));
             return;
         }
-        read.presence = presence;
-        read.written = written;
-        read.blocks = blocks;
-        read.count = count as u8;
-        read.suspect = false;
         read.step = Step::Fetching;
         self.fetch(env, id);
     }
 
-    /// Where the wanted blocks are, in order of output; `None` when that is not known yet.
+    /// Where the wanted blocks are, in order of output.
     fn resolve(
         &mut self,
         env: &mut dyn Env,
         object: ObjectId,
         whole: bool,
         mask: u32,
-    ) -> Option<(Presence, [BlockRef; OBJECT_BLOCKS], usize)> {
-        let mut blocks = [BlockRef::default(); OBJECT_BLOCKS];
+        found: &mut Found,
+    ) -> Resolved {
         let nothing = if whole { 0 } else { mask.count_ones() as usize };
-        let Some(slot) = self.index.find(object) else { return Some((Presence::Absent, blocks, nothing)) };
+        let Some(slot) = self.index.find(object) else {
+            found.set_empty(Presence::Absent, nothing);
+            return Resolved::Known;
+        };
         let settled = if whole { self.is_durable(slot) } else { self.is_settled(slot, mask) };
         if !settled {
-            return None;
+            return Resolved::NotYet;
         }
         let presence = self.index.presence(slot);
         let written = self.index.mask(slot) & mask;
         if written == 0 {
-            return Some((presence, blocks, nothing));
+            found.set_empty(presence, nothing);
+            return Resolved::Known;
         }
-        let mut by_block = [BlockRef::default(); OBJECT_BLOCKS];
+        let wanted = if whole { written } else { mask };
+        found.set_empty(presence, wanted.count_ones() as usize);
+        found.written = written;
         let mut missing = written;
         for overlay in [&self.active, &self.frozen] {
             for change in overlay.changes(slot) {
-                if missing >> change.block & 1 == 1
-                    && let Some(to) = by_block.get_mut(change.block)
-                {
-                    *to = change.to;
+                if missing >> change.block & 1 == 1 {
+                    found.put(wanted, change.block, change.to);
                     missing &= !(1 << change.block);
                 }
             }
         }
         if missing != 0 {
             let page = slot / SLOTS_PER_PAGE as u32;
-            self.want_page(env, page)?;
-            let record = Slot::of(self.cache.peek(page)?, slot as usize % SLOTS_PER_PAGE);
+            let Some(frame) = self.want_page(env, page) else { return Resolved::NotYet };
+            let Some(page) = self.cache.frame(frame) else { return Resolved::NotYet };
+            let record = Slot::of(page, slot as usize % SLOTS_PER_PAGE);
             while missing != 0 {
                 let block = missing.trailing_zeros() as usize;
                 missing &= missing - 1;
-                if let Some(to) = by_block.get_mut(block) {
-                    *to = record.block(block);
-                }
+                found.put(wanted, block, record.block(block));
             }
         }
-        let mut bits = if whole { written } else { mask };
-        let mut count = 0;
-        while bits != 0 {
-            let block = bits.trailing_zeros() as usize;
-            bits &= bits - 1;
-            if let (Some(to), Some(from)) = (blocks.get_mut(count), by_block.get(block))
-                && written >> block & 1 == 1
-            {
-                *to = *from;
-            }
-            count += 1;
-        }
-        Some((presence, blocks, count))
+        Resolved::Known
     }
 
     fn is_durable(&self, slot: u32) -> bool {
@@ -254,8 +299,9 @@ impl SliceStore {
     /// Submits the device reads of a resolved read: one per run of adjacent addresses.
     fn fetch(&mut self, env: &mut dyn Env, id: u32) {
         let Some(read) = self.reads.table.get_mut(id as usize) else { return };
-        let count = usize::from(read.count);
-        let blocks = read.blocks;
+        let count = usize::from(read.found.count);
+        let (first, addr) =
+            (run_at(read.found.blocks(), 0), read.found.blocks().first().map_or(0, |b| b.addr));
         read.data = None;
         read.outstanding = 0;
         if count == 0 {
@@ -266,9 +312,7 @@ impl SliceStore {
             self.finish_read(id, Err(StoreError::Busy));
             return;
         };
-        let first = run_at(&blocks, 0, count);
-        if first == count && blocks.first().is_some_and(|b| b.addr != 0) {
-            let addr = blocks.first().map_or(0, |b| b.addr);
+        if first == count && addr != 0 {
             if let Some(read) = self.reads.table.get_mut(id as usize) {
                 read.outstanding = 1;
             }
@@ -279,7 +323,10 @@ impl SliceStore {
         let mut parts = 0u8;
         let mut at = 0;
         while at < count {
-            let n = run_at(&blocks, at, count);
+            let Some(blocks) = self.reads.table.get(id as usize).map(|read| read.found.blocks()) else {
+                return;
+            };
+            let n = run_at(blocks, at);
             let addr = blocks.get(at).map_or(0, |b| b.addr);
             if addr == 0 {
                 if let Some(to) =
@@ -322,7 +369,7 @@ impl SliceStore {
         if result.is_err() {
             read.failed = Some(StoreError::Io);
         } else {
-            let expected = read.blocks.iter().skip(at).take(n);
+            let expected = read.found.blocks().iter().skip(at).take(n);
             let bad = buf.as_slice().chunks(BLOCK_BYTES).zip(expected).any(|(b, e)| block_crc(b) != e.crc);
             if bad && verify {
                 read.suspect = true;
@@ -371,15 +418,15 @@ impl SliceStore {
 
     fn finish_read(&mut self, id: u32, result: Result<(), StoreError>) {
         let Some(read) = self.reads.table.get_mut(id as usize) else { return };
-        let (ticket, whole, count) = (read.ticket, read.whole, usize::from(read.count));
+        let (ticket, whole) = (read.ticket, read.whole);
         let data = read.data.take();
         let mut crcs = BlockCrcs::default();
-        for block in read.blocks.iter().take(count) {
+        for block in read.found.blocks() {
             crcs.push(if block.addr == 0 { ZERO_BLOCK_CRC } else { block.crc });
         }
-        let presence = read.presence;
+        let presence = read.found.presence;
         read.step = Step::Idle;
-        let mask = read.written;
+        let mask = read.found.written;
         self.reads.free.push(id);
         let event = if whole {
             let result = result.map(|()| ObjectData { presence, mask, data, crcs });
@@ -397,11 +444,10 @@ impl SliceStore {
 }
 
 /// Blocks from `at` on that lie side by side on the device, or are all unwritten.
-fn run_at(blocks: &[BlockRef; OBJECT_BLOCKS], at: usize, count: usize) -> usize {
+fn run_at(blocks: &[BlockRef], at: usize) -> usize {
     let Some(first) = blocks.get(at) else { return 1 };
     let mut n = 1;
-    while at + n < count {
-        let Some(block) = blocks.get(at + n) else { break };
+    while let Some(block) = blocks.get(at + n) {
         let adjacent = if first.addr == 0 { block.addr == 0 } else { block.addr == first.addr + n as u64 };
         if !adjacent {
             break;

@@ -95,6 +95,8 @@ pub struct SliceStore {
     pub(crate) ops: Ops,
     /// Emptied buffer vectors for the next writes.
     pub(crate) vecs: Vec<Vec<IoBuf>>,
+    /// Where the data of the mutation at hand lies, kept for reuse.
+    pub(crate) runs: Option<Box<crate::commit::Runs>>,
     pub(crate) events: VecDeque<StoreEvent>,
     pub(crate) counters: Counters,
 }
@@ -147,6 +149,7 @@ impl SliceStore {
             opening: None,
             ops: Ops { kinds: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), limit: tokens.count },
             vecs: Vec::new(),
+            runs: None,
             events: VecDeque::with_capacity(1024),
             counters: Counters::default(),
         };

@@ -196,9 +196,10 @@ pub struct OpenReport {
 }
 
 /// What a slice knows of an object.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Presence {
     /// Nothing.
+    #[default]
     Absent,
     /// It exists.
     Live(Version),

@@ -15,7 +15,7 @@ use reactor::{DiskError, DiskOp, Env, IOV_MAX, IoBuf};
 use wire::{BLOCK_BYTES, BlockCrcs, OBJECT_BLOCKS, ObjectId, Version, block_crc};
 
 use crate::alloc::Run;
-use crate::commit::{CommitHeader, HEADER, RECORD_BYTES_MAX, Record, RecordKind, Runs};
+use crate::commit::{CommitHeader, HEADER, RECORD_BYTES_MAX, RecordKind, RecordRef, Runs};
 use crate::page::{BlockRef, SLOTS_PER_PAGE, Slot, SlotState};
 use crate::planted::Bug;
 use crate::store::{Life, OpKind, SliceStore};
@@ -28,6 +28,13 @@ const EXTENT_BLOCKS: u64 = 1024;
 /// A remainder shorter than this is given back when a commit closes: a commit with one object fits in it,
 /// so that a lone write stays one device write.
 const EXTENT_LEFT_MIN: u64 = OBJECT_BLOCKS as u64 + 1;
+/// Small commits in flight at once. While so many are, the next one fills: each costs a block of its own, a
+/// checksum over it and a device write, so under load a few large ones are cheaper than many small ones,
+/// and their own completions come often enough. A lone writer never waits.
+const COMMITS_SMALL_MAX: usize = 2;
+/// From so many records or data blocks on a commit is not small: its own block is then a small part of it.
+const COMMIT_WORTH_RECORDS: usize = 16;
+const COMMIT_WORTH_BLOCKS: usize = 16;
 /// Share of a slice kept for log, checkpoints, overwrites and deletes (1/64), and its bounds: enough for a
 /// checkpoint's pages and all commits in flight on the smallest slice, 128 MiB on large ones.
 const RESERVE_SHARE: u64 = 64;
@@ -258,13 +265,20 @@ impl SliceStore {
             None => self.index.insert(m.object).ok_or(StoreError::NoSpace)?,
         };
         self.table.grow(slot / SLOTS_PER_PAGE as u32 + 1);
-        let runs = self.place_data(m.data)?;
-        let mut crcs = [0; OBJECT_BLOCKS];
-        for (to, from) in crcs.iter_mut().zip(m.crcs.as_slice()) {
-            *to = *from;
+        // Taken out while the store changes itself by it, boxed: no copy of half a kilobyte for one block.
+        let mut runs = self.runs.take().unwrap_or_default();
+        let placed = self.place_data(m.data, &mut runs);
+        if placed.is_ok() {
+            self.note(&m, slot, had, &runs);
         }
-        let record =
-            Record { kind: m.kind, slot, object: m.object, version: m.version, mask: m.mask, crcs, runs };
+        self.runs = Some(runs);
+        placed
+    }
+
+    /// Writes a mutation's record, and changes index and overlay.
+    fn note(&mut self, m: &Mutation<'_>, slot: u32, had: u32, runs: &Runs) {
+        let Mutation { kind, object, version, mask, .. } = *m;
+        let record = RecordRef { kind, slot, object, version, mask, crcs: m.crcs.as_slice(), runs };
         if let Some(commit) = self.log.building.as_mut()
             && let Some(block) = commit.pieces.first_mut().and_then(|p| p.bufs.first_mut())
             && let Some(block) = block.as_mut_slice()
@@ -273,13 +287,12 @@ impl SliceStore {
             commit.records += 1;
             commit.tickets.push(m.ticket);
         }
-        self.counters.written_data_bytes += (data_blocks * BLOCK_BYTES) as u64;
+        self.counters.written_data_bytes += m.data.iter().map(|buf| buf.len() as u64).sum::<u64>();
         self.apply(&record, had);
-        Ok(())
     }
 
     /// Changes index and overlay as a record says. `had` are the blocks written before.
-    fn apply(&mut self, record: &Record, had: u32) {
+    fn apply(&mut self, record: &RecordRef<'_>, had: u32) {
         let commit = self.log.next_number - 1;
         let (state, mask) = match record.kind {
             RecordKind::Write => (SlotState::Live, had | record.mask),
@@ -441,19 +454,19 @@ impl SliceStore {
         true
     }
 
-    /// Gives blocks to the data and adds it to the commit being built.
-    fn place_data(&mut self, data: &[IoBuf]) -> Result<Runs, StoreError> {
-        let mut runs = Runs::default();
+    /// Gives blocks to the data, listed in `runs`, and adds it to the commit being built.
+    fn place_data(&mut self, data: &[IoBuf], runs: &mut Runs) -> Result<(), StoreError> {
+        runs.clear();
         let total = data.iter().map(|b| b.len() / BLOCK_BYTES).sum::<usize>() as u64;
         if total == 0 {
-            return Ok(runs);
+            return Ok(());
         }
         if let (1, Some(buf)) = (total, data.first())
             && let Some(block) = self.log.eager.pop()
         {
             runs.push(block, 1);
             self.add_piece(block, 1, buf.clone());
-            return Ok(runs);
+            return Ok(());
         }
         if self.log.head.len < total {
             self.new_extent(total);
@@ -488,7 +501,7 @@ impl SliceStore {
             runs.push(addr, n as u8);
             left -= n;
         }
-        Ok(runs)
+        Ok(())
     }
 
     fn add_piece(&mut self, addr: u64, blocks: u64, buf: IoBuf) {
@@ -533,11 +546,21 @@ impl SliceStore {
         }
         while self.log.in_flight.len() < COMMITS_IN_FLIGHT_MAX {
             if self.log.sealed.is_empty() {
+                if self.log.in_flight.len() >= COMMITS_SMALL_MAX && !self.building_is_worth_it() {
+                    return;
+                }
                 self.seal_commit();
             }
             let Some(commit) = self.log.sealed.pop_front() else { return };
             self.submit_commit(env, commit);
         }
+    }
+
+    /// Whether the commit being built is large enough to go beside several others.
+    fn building_is_worth_it(&self) -> bool {
+        self.log.building.as_ref().is_some_and(|commit| {
+            usize::from(commit.records) >= COMMIT_WORTH_RECORDS || commit.data_blocks >= COMMIT_WORTH_BLOCKS
+        })
     }
 
     fn submit_commit(&mut self, env: &mut dyn Env, mut commit: Commit) {

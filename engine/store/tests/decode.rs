@@ -53,7 +53,7 @@ fn commit_block() -> Vec<u8> {
             crcs: [9; 32],
             runs,
         };
-        used += record.encode(&mut block, commit::HEADER + used);
+        used += record.as_ref().encode(&mut block, commit::HEADER + used);
     }
     let header = CommitHeader {
         slice: SliceId(6),
@@ -77,7 +77,7 @@ fn what_is_encoded_is_decoded() {
     let records: Vec<Record> = Records::new(&block, &header, 5000).map(Option::unwrap).collect();
     assert_eq!(records.len(), 3);
     let mut seen = Vec::new();
-    records[1].each_block(|b, addr, crc| seen.push((b, addr, crc)));
+    records[1].as_ref().each_block(|b, addr, crc| seen.push((b, addr, crc)));
     assert_eq!(seen, vec![(0, 150, 9), (1, 151, 9), (3, 500, 9)]);
 }
 
@@ -140,7 +140,7 @@ fn decode_everything(bytes: &[u8]) {
     let header = CommitHeader { records: u16::MAX, used: bytes.len() as u16, ..CommitHeader::default() };
     let records = Records::new(bytes, &header, 5000);
     for record in records.flatten() {
-        record.each_block(|block, addr, _| assert!(block < 32 && (2..5000).contains(&addr)));
+        record.as_ref().each_block(|block, addr, _| assert!(block < 32 && (2..5000).contains(&addr)));
     }
     for slot in 0..13 {
         let slot = page::Slot::of(bytes, slot);
@@ -170,7 +170,7 @@ proptest! {
         bytes[1] = runs;
         if let Some((record, len)) = Record::decode(&bytes, 1 << 40) {
             prop_assert!(len <= commit::RECORD_BYTES_MAX);
-            record.each_block(|block, addr, _| assert!(block < 32 && addr >= 2));
+            record.as_ref().each_block(|block, addr, _| assert!(block < 32 && addr >= 2));
         }
         decode_everything(&bytes);
     }
