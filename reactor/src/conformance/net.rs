@@ -240,12 +240,14 @@ fn raw(world: &mut dyn World) -> Result<(), String> {
     world.start(vec![
         core(0, 0, &[], move || {
             Actor::new(
-                (out, here),
-                |(out, here), env| listen(env, *here, Framing::Raw, out),
-                |_, env, event| {
+                (out, here, Vec::new()),
+                |(out, here, _), env| listen(env, *here, Framing::Raw, out),
+                |(_, _, asked), env, event| {
                     let Event::Bytes { conn, bytes } = event else { return };
+                    // Even two bytes may come in two pieces.
+                    asked.extend_from_slice(bytes.as_slice());
                     // The answer to "go": everything at once, then the end.
-                    if bytes.as_slice() == b"go" {
+                    if asked == b"go" {
                         let mut all = vec![0; BYTES];
                         pattern(3, &mut all);
                         for part in all.chunks(70_000) {
