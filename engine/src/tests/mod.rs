@@ -3,6 +3,7 @@
 mod cluster;
 mod data;
 mod failover;
+mod origins;
 mod random;
 mod refusals;
 mod returning;
