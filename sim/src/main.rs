@@ -4,7 +4,7 @@
 
 use clap::Parser;
 use sim::planted::{self, Case};
-use sim::run::{How, Outcome, Scenario, catch_panic_places, run};
+use sim::run::{How, Job, Outcome, Scenario, catch_panic_places, parse_seeds, run};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::process::ExitCode;
@@ -95,9 +95,6 @@ fn main() -> ExitCode {
     run_seeds(&args, jobs)
 }
 
-/// A seed and the scenario it is to run.
-type Job = (u64, Option<Scenario>);
-
 fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
     if let Some(seed) = args.seed {
         return Ok(vec![(seed, args.scenario)]);
@@ -112,24 +109,6 @@ fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
     };
     let count = args.seeds.unwrap_or(1);
     Ok((0..count).map(|nth| (from.wrapping_add(nth), args.scenario)).collect())
-}
-
-fn parse_seeds(text: &str) -> Result<Vec<Job>, String> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    lines
-        .filter(|line| !line.is_empty())
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            let seed = words.next().and_then(|word| word.parse().ok()).ok_or_else(|| line.to_owned())?;
-            let scenario = match words.next() {
-                None => None,
-                Some("store") => Some(Scenario::Store),
-                Some("cluster") => Some(Scenario::Cluster),
-                Some(_) => return Err(line.to_owned()),
-            };
-            Ok((seed, scenario))
-        })
-        .collect()
 }
 
 fn workers(args: &Args) -> usize {
@@ -168,7 +147,7 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
     let trace = args.trace.then_some((args.trace_from * 1_000_000_000, args.trace_to * 1_000_000_000));
     let twice = args.twice;
     let work = |(seed, scenario): Job| {
-        let how = How { scenario, planted: None, trace };
+        let how = How { scenario, trace, ..How::default() };
         let mut outcome = run(seed, how);
         if twice {
             let again = run(seed, how);

@@ -38,6 +38,21 @@ pub struct FaultWeights {
     pub write_fault: u32,
 }
 
+/// A corner that a deliberate bug hides in: some of a seed's options are drawn to lead there more often. The
+/// bug must still be met by the seed's own faults and noticed by the ordinary checkers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Focus {
+    /// Anywhere: the seed as it is.
+    #[default]
+    None,
+    /// Several clients on the same few blocks, and connections that break often.
+    Contention,
+    /// Nodes that die and come back in quick succession.
+    Churn,
+    /// Nodes that are stopped or cut off while their clocks run apart.
+    Isolation,
+}
+
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -121,6 +136,33 @@ impl Options {
     pub fn may_fill_up(&self) -> bool {
         let data = self.image_bytes * self.images as u64;
         data * 2 > self.slice_bytes
+    }
+
+    /// What a seed decides, with a focus.
+    pub fn draw_for(seed: u64, focus: Focus) -> Self {
+        let mut options = Self::draw(seed);
+        let faults = &mut options.faults;
+        match focus {
+            Focus::None => {}
+            Focus::Contention => {
+                (options.clients, options.images, options.image_bytes) = (4, 1, 4096 * 40);
+                (options.hot_ppm, options.op_blocks_max) = (800_000, options.op_blocks_max.min(4));
+                (options.depth, options.think_ns) = (4, 3 * MS);
+                options.net.reset_ppm = 1_000;
+                faults.reset = 20;
+            }
+            Focus::Churn => {
+                (faults.kill, faults.power, options.gentle) = (20, 10, false);
+                options.fault_every_ns = 500 * MS;
+                options.fault_for_ns = options.fault_for_ns.min(SEC);
+            }
+            Focus::Isolation => {
+                (faults.pause, faults.partition, faults.one_way) = (20, 20, 10);
+                (options.drift_ppm, options.gentle) = (40_000, false);
+                options.fault_for_ns = 5 * SEC;
+            }
+        }
+        options
     }
 
     /// What a seed decides.

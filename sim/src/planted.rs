@@ -1,5 +1,6 @@
 //! The proof that the simulator can see: deliberate bugs, one at a time, and how many seeds it takes.
 
+use crate::options::Focus;
 use crate::run::{How, Outcome, Planted, Scenario, run};
 use std::time::Duration;
 
@@ -17,6 +18,17 @@ pub struct Case {
     pub bug: Planted,
     /// Where.
     pub scenario: Scenario,
+    /// In which corner.
+    pub focus: Focus,
+}
+
+/// Where a bug has to be looked for.
+fn focus_of(bug: Planted) -> Focus {
+    use engine::planted::Bug as Engine;
+    match bug {
+        Planted::Engine(Engine::ForgetOrigins) => Focus::Contention,
+        _ => Focus::None,
+    }
 }
 
 /// Every bug of every room.
@@ -25,9 +37,19 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for &bug in store::Bug::all() {
         let scenario = Scenario::Store;
-        cases.push(Case { name: bug.name().to_owned(), bug: Planted::Store(bug), scenario });
+        cases.push(Case {
+            name: bug.name().to_owned(),
+            bug: Planted::Store(bug),
+            scenario,
+            focus: Focus::None,
+        });
     }
-    let cluster = |name: &str, bug| Case { name: name.to_owned(), bug, scenario: Scenario::Cluster };
+    let cluster = |name: &str, bug| Case {
+        name: name.to_owned(),
+        bug,
+        scenario: Scenario::Cluster,
+        focus: focus_of(bug),
+    };
     for &bug in engine::planted::Bug::all() {
         cases.push(cluster(bug.name(), Planted::Engine(bug)));
     }
@@ -67,7 +89,8 @@ pub struct Caught {
 /// Looks for the first seed that notices a bug.
 pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caught {
     let began = clock();
-    let how = How { scenario: Some(case.scenario), planted: Some(case.bug), trace: None };
+    let how =
+        How { scenario: Some(case.scenario), planted: Some(case.bug), focus: case.focus, ..How::default() };
     for nth in 0..SEEDS_MAX {
         let outcome = run(first_seed + nth, how);
         if let Some(violation) = outcome.violations.first() {
@@ -82,7 +105,7 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
     for scenario in [Scenario::Store, Scenario::Cluster] {
         for nth in 0..CONTROL_SEEDS {
-            let how = How { scenario: Some(scenario), planted: None, trace: None };
+            let how = How { scenario: Some(scenario), ..How::default() };
             let outcome = run(first_seed + nth, how);
             if !outcome.violations.is_empty() {
                 return Some(outcome);

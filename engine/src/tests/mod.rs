@@ -7,4 +7,5 @@ mod origins;
 mod random;
 mod refusals;
 mod returning;
+mod slices;
 mod world;
