@@ -1,6 +1,6 @@
 //! Metrics of the control core, in the node's registry.
 
-use prometheus::{Encoder, Gauge, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// The gauges. They are set from the core's state when `/metrics` is asked for.
 pub struct ControlMetrics {
