@@ -3,7 +3,7 @@
 #![allow(clippy::result_large_err, reason = "an item comes back whole when there is no memory for it")]
 
 use super::{BROKEN_RESET, BROKEN_TIMEOUT};
-use crate::clock::{MS, Nanos, US};
+use crate::clock::{Nanos, US};
 use crate::universe::{Action, CoreIdx, HostId, Universe};
 use reactor::{CloseReason, ConnId, Event, FRAME_STALL_MS, Frame, Framing, Full, IoBuf};
 use std::collections::VecDeque;
@@ -61,14 +61,14 @@ struct End {
     expects: Vec<(u64, IoBuf)>,
     /// Bytes of a frame that is not complete yet, when the peer sends raw bytes.
     partial: Vec<u8>,
-    /// When the last of them came.
-    partial_at: Nanos,
+    /// Until when the next of them must come.
+    stall_at: Nanos,
 }
 
 impl End {
     fn new(core: CoreIdx, host: HostId, framing: Framing) -> Self {
         let (expects, partial) = (Vec::new(), Vec::new());
-        Self { core, host, framing, open: true, closing: false, expects, partial, partial_at: 0 }
+        Self { core, host, framing, open: true, closing: false, expects, partial, stall_at: 0 }
     }
 }
 
@@ -514,8 +514,11 @@ impl Universe {
         let now = self.now;
         let Some(end) = self.net.conns.get_mut(&index).and_then(|conn| conn.end_mut(to)) else { return };
         end.partial.extend_from_slice(bytes);
-        end.partial_at = now;
-        self.at(now + FRAME_STALL_MS * MS, Action::Net(NetAction::Stalled { conn: index, end: to }));
+        // By the clock of the receiving host, whose kernel or transport counts.
+        let clock = self.hosts.get(end.host).map(|host| host.clock).unwrap_or_default();
+        end.stall_at = clock.global(clock.local(now).plus_ms(FRAME_STALL_MS));
+        let at = end.stall_at;
+        self.at(at, Action::Net(NetAction::Stalled { conn: index, end: to }));
         self.net_cut_frames(index, to);
     }
 
@@ -523,7 +526,7 @@ impl Universe {
     fn net_stalled(&mut self, index: usize, to: usize) {
         let now = self.now;
         let Some(end) = self.net.conns.get(&index).and_then(|conn| conn.end(to)) else { return };
-        if end.open && !end.partial.is_empty() && end.partial_at + FRAME_STALL_MS * MS <= now {
+        if end.open && !end.partial.is_empty() && end.stall_at <= now {
             self.net_end(index, to, CloseReason::TimedOut);
             self.net_send_reset(index, 1 - to);
         }
