@@ -115,9 +115,8 @@ impl Service for Client {
     fn event(&mut self, env: &mut dyn Env, event: Event) {
         match event {
             Event::Connected { .. } => {
-                if self.hello(env).is_none() {
-                    self.progress.borrow_mut().failed = true;
-                }
+                let greeted = self.hello(env).is_some();
+                self.progress.borrow_mut().failed |= !greeted;
             }
             Event::Frame { frame, .. } if frame.header.kind == FrameKind::Hello => self.pump(env),
             Event::Frame { frame, .. } => {
