@@ -40,13 +40,13 @@ pub struct FaultWeights {
 
 /// A corner that a deliberate bug hides in: some of a seed's options are drawn to lead there more often. The
 /// bug must still be met by the seed's own faults and noticed by the ordinary checkers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Focus {
     /// Anywhere: the seed as it is.
     #[default]
     None,
-    /// Several clients on the same few blocks, and connections that break often.
-    Contention,
+    /// Connections that break, and links that hold what is sent on them.
+    Breaks,
     /// Nodes that die and come back in quick succession.
     Churn,
     /// Nodes that are stopped or cut off while their clocks run apart.
@@ -141,27 +141,38 @@ impl Options {
     /// What a seed decides, with a focus.
     pub fn draw_for(seed: u64, focus: Focus) -> Self {
         let mut options = Self::draw(seed);
-        let faults = &mut options.faults;
-        match focus {
-            Focus::None => {}
-            Focus::Contention => {
-                (options.clients, options.images, options.image_bytes) = (4, 1, 4096 * 40);
-                (options.hot_ppm, options.op_blocks_max) = (800_000, options.op_blocks_max.min(4));
-                (options.depth, options.think_ns) = (4, 3 * MS);
+        if focus == Focus::None {
+            return options;
+        }
+        // Several clients on few blocks, little else to do, and everything soon over.
+        (options.clients, options.images, options.image_bytes) = (4, 1, 4096 * 40);
+        (options.hot_ppm, options.op_blocks_max) = (600_000, options.op_blocks_max.min(4));
+        (options.depth, options.think_ns, options.read_ppm) = (4, 4 * MS, 500_000);
+        (options.safety_ns, options.fault_every_ns, options.gentle) = (10 * SEC, 500 * MS, false);
+        options.faults = match focus {
+            Focus::None => options.faults,
+            Focus::Breaks => {
                 options.net.reset_ppm = 1_000;
-                faults.reset = 20;
+                options.fault_for_ns = 3 * SEC;
+                FaultWeights { reset: 20, clog: 20, kill: 3, ..FaultWeights::default() }
             }
             Focus::Churn => {
-                (faults.kill, faults.power, options.gentle) = (20, 10, false);
-                options.fault_every_ns = 500 * MS;
-                options.fault_for_ns = options.fault_for_ns.min(SEC);
+                options.fault_for_ns = 700 * MS;
+                FaultWeights { kill: 20, power: 10, reset: 10, blackout: 1, ..FaultWeights::default() }
             }
             Focus::Isolation => {
-                (faults.pause, faults.partition, faults.one_way) = (20, 20, 10);
-                (options.drift_ppm, options.gentle) = (40_000, false);
-                options.fault_for_ns = 5 * SEC;
+                options.fault_for_ns = 4 * SEC;
+                options.fault_every_ns = SEC;
+                options.drift_ppm = 40_000;
+                FaultWeights {
+                    pause: 10,
+                    partition: 20,
+                    one_way: 10,
+                    client_kill: 10,
+                    ..FaultWeights::default()
+                }
             }
-        }
+        };
         options
     }
 
