@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, OpenImage};
 use crate::deadline::Deadline;
 use crate::error::CliError;
 use crate::stop::Stop;
-use client::{IoDone, Op, SubmitError};
+use client::{IoDone, Op, OpenMode, SubmitError};
 use indicatif::ProgressBar;
 use reactor::IoBuf;
 use rustix::io::Errno;
@@ -136,28 +136,50 @@ pub struct Moved {
     pub data_bytes: u64,
 }
 
+/// What to do when the source goes on behind the image's end.
+#[derive(Clone, Copy, Debug)]
+pub enum Beyond<'a> {
+    /// It is an error: the size was given, or is the source's.
+    Refuse,
+    /// The image of this name is made larger: the source does not say how long it is.
+    Grow(&'a str),
+}
+
 /// Copies a source to the start of a freshly created image. Ends with everything durable.
 pub fn import(
     cluster: &mut Cluster,
     image: OpenImage,
     source: Source,
+    beyond: Beyond<'_>,
     depth: usize,
     bar: &ProgressBar,
     stop: &Stop,
 ) -> Result<Moved, CliError> {
     let mut pipeline = Pipeline::new(cluster, image, depth, "write the image", stop);
-    let moved = import_through(&mut pipeline, source, bar);
+    let moved = import_through(&mut pipeline, source, beyond, bar);
     pipeline.settle()?;
     moved
+}
+
+/// Makes the image so large that `need` bytes fit, and at least twice as large as it was: few changes of its
+/// record, and never much more to remove than was written.
+fn grow(pipeline: &mut Pipeline<'_>, name: &str, need: u64) -> Result<(), CliError> {
+    // The larger image is another handle; what is under way belongs to the old one.
+    pipeline.drain(&mut |_, io| Ok(io.buf))?;
+    let size = need.max(pipeline.image.size_bytes.saturating_mul(2)).next_multiple_of(CHUNK_BYTES);
+    pipeline.cluster.set_image_size(name, size, false)?;
+    pipeline.image = pipeline.cluster.open(name, OpenMode::ReadWrite)?;
+    Ok(())
 }
 
 fn import_through(
     pipeline: &mut Pipeline<'_>,
     mut source: Source,
+    beyond: Beyond<'_>,
     bar: &ProgressBar,
 ) -> Result<Moved, CliError> {
     let read_failed = |error| CliError::Io { what: "read the source".into(), source: error };
-    let (image, stop) = (pipeline.image, pipeline.stop);
+    let stop = pipeline.stop;
     let mut moved = Moved::default();
     let mut give_back = |_: u64, io: IoDone| Ok(io.buf);
     let mut at = 0;
@@ -180,11 +202,16 @@ fn import_through(
         if got == 0 {
             break;
         }
-        if at + got as u64 > image.size_bytes {
-            return Err(CliError::Refused {
-                what: "import".into(),
-                why: format!("the source is longer than the image ({} bytes)", image.size_bytes),
-            });
+        let size = pipeline.image.size_bytes;
+        match beyond {
+            _ if at + got as u64 <= size => {}
+            Beyond::Grow(name) => grow(pipeline, name, at + got as u64)?,
+            Beyond::Refuse => {
+                return Err(CliError::Refused {
+                    what: "import".into(),
+                    why: format!("the source is longer than the image ({size} bytes): give a larger --size"),
+                });
+            }
         }
         // The last block of a source that is no multiple of a block is filled with zeroes.
         let len = got.next_multiple_of(BLOCK_BYTES);

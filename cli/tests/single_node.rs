@@ -121,9 +121,6 @@ fn a_sparse_file_goes_through_an_image_and_comes_back() {
 fn pipes_that_stutter_go_through_an_image_and_come_back() {
     let cluster = TestCluster::with_image(1, 4096);
     let data = pattern(3, 3_000_123);
-    let no_size = cluster.fails(&["image", "import", "-", "f", "--pool", "p"]);
-    assert!(no_size.contains("give --size"), "{no_size}");
-
     let mut import = cluster
         .command(&["image", "import", "-", "f", "--pool", "p", "--size", "4MiB"])
         .stdin(Stdio::piped())
@@ -148,6 +145,32 @@ fn pipes_that_stutter_go_through_an_image_and_come_back() {
     assert_eq!(back.len(), 4 << 20);
     assert!(back[..data.len()] == data[..], "the bytes changed");
     assert!(back[data.len()..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_pipe_of_unknown_length_becomes_an_image_of_its_size() {
+    let cluster = TestCluster::with_image(1, 4096);
+    // Nothing at all, less than a block, and more than the size that the image begins with.
+    for (name, bytes) in [("none", 0), ("little", 100), ("much", (65 << 20) + 4097)] {
+        let data = pattern(6, bytes);
+        let mut import = cluster
+            .command(&["image", "import", "-", name, "--pool", "p"])
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        import.stdin.take().unwrap().write_all(&data).unwrap();
+        let output = import.wait_with_output().unwrap();
+        assert!(output.status.success(), "{name}: {}", said(&output));
+        let info = json(&cluster.ok(&["--json", "image", "info", name]));
+        assert_eq!(info["size_bytes"].as_u64().unwrap() as usize, bytes.max(1).next_multiple_of(4096));
+        let mut export =
+            cluster.command(&["image", "export", name, "-"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut back = Vec::new();
+        export.stdout.take().unwrap().read_to_end(&mut back).unwrap();
+        assert!(export.wait().unwrap().success());
+        assert!(back[..bytes] == data[..] && back[bytes..].iter().all(|byte| *byte == 0), "{name} changed");
+    }
 }
 
 #[test]

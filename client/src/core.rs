@@ -301,6 +301,7 @@ impl ClientCore {
 impl Service for ClientCore {
     fn start(&mut self, env: &mut dyn Env) {
         self.me.session = SessionId(env.random());
+        self.io.last_origin = self.me.session.0;
         self.control.start(env);
         self.settle(env);
     }

@@ -61,6 +61,8 @@ pub(crate) struct Io {
     pub(crate) wake_at: Option<Mono>,
     /// Tries so far: makes request numbers unique.
     pub(crate) tries: u32,
+    /// The origin of the last part: begins at the session, which is drawn at random, and counts.
+    pub(crate) last_origin: u64,
     done: VecDeque<IoDone>,
     released: Vec<u32>,
     pub(crate) counters: Counters,
@@ -88,6 +90,7 @@ impl Io {
             in_flight: 0,
             wake_at: None,
             tries: 0,
+            last_origin: 0,
             done: VecDeque::with_capacity(IN_FLIGHT_MAX),
             released: Vec::with_capacity(IN_FLIGHT_MAX),
             counters: Counters::default(),
@@ -241,7 +244,10 @@ impl Io {
         for piece in split(plan.offset, plan.len) {
             let object = object(pool, id, piece);
             let pg = pg_of(object, pg_count);
-            let part = Part::new(index, plan.kind, object, pg, piece.block, piece.blocks);
+            // 0 is the origin of no change.
+            self.last_origin = self.last_origin.wrapping_add(1).max(1);
+            let blocks = (piece.block, piece.blocks);
+            let part = Part::new(index, plan.kind, object, pg, blocks, self.last_origin);
             let Some(part) = self.parts.insert(part) else { break };
             count += 1;
             self.order.insert(&mut self.parts, part);

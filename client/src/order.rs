@@ -90,7 +90,7 @@ mod tests {
 
     fn part(kind: IoKind, index: u64, block: u8, blocks: u8) -> Part {
         let object = ObjectId { pool: PoolId(1), image: ImageId(1), index };
-        Part::new(0, kind, object, PgId::default(), block, blocks)
+        Part::new(0, kind, object, PgId::default(), (block, blocks), 0)
     }
 
     proptest! {

@@ -93,10 +93,21 @@ pub(crate) struct Part {
     pub retries: u32,
     /// Tries that ended in a checksum mismatch or a device error.
     pub faults: u8,
+    /// Names the change in every try: the session plus a count of parts, never 0.
+    pub origin: u64,
+    /// An earlier try may have reached a primary: later ones say so.
+    pub maybe_done: bool,
 }
 
 impl Part {
-    pub(crate) fn new(op: u32, kind: IoKind, object: ObjectId, pg: PgId, block: u8, blocks: u8) -> Self {
+    pub(crate) fn new(
+        op: u32,
+        kind: IoKind,
+        object: ObjectId,
+        pg: PgId,
+        (block, blocks): (u8, u8),
+        origin: u64,
+    ) -> Self {
         Self {
             op,
             kind,
@@ -115,6 +126,8 @@ impl Part {
             epoch: Epoch(0),
             retries: 0,
             faults: 0,
+            origin,
+            maybe_done: false,
         }
     }
 

@@ -25,6 +25,20 @@ enum Verdict {
     NoSpace,
 }
 
+/// Whether an answer says that the primary has not begun the change and will not. Everything else may
+/// belong to a change that was made, or is still being made.
+fn is_surely_not_done(status: Status) -> bool {
+    matches!(
+        status,
+        Status::StaleEpoch
+            | Status::NotPrimary
+            | Status::NotActive
+            | Status::Busy
+            | Status::Corrupt
+            | Status::ShuttingDown
+    )
+}
+
 impl Io {
     /// Takes an answer. Answers that nobody waits for (any more) are ignored.
     pub(crate) fn reply(&mut self, env: &mut dyn Env, map: &ClusterMap, conn: ConnId, frame: &Frame) {
@@ -44,6 +58,11 @@ impl Io {
         self.in_flight -= 1;
         if !peer.waiting.is_empty() {
             self.reconsider_waiting(peer_index);
+        }
+        if !is_surely_not_done(frame.header.status)
+            && let Some(part) = self.parts.get_mut(index)
+        {
+            part.maybe_done = true;
         }
         match self.judge(index, frame) {
             Verdict::Done => self.finish(index, Ok(())),
@@ -169,6 +188,7 @@ impl Io {
             }
             if let Some(part) = self.parts.get_mut(index) {
                 part.state = PartState::Ready;
+                part.maybe_done = true;
             }
             self.again_after(env, index, 0);
         }

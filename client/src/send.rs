@@ -8,6 +8,7 @@ use crate::part::{IoKind, PartState};
 use crate::peer::Link;
 use crate::slab::NIL;
 use reactor::{ConnId, Env, Frame, Mono};
+use wire::frame::FLAG_RESENT;
 use wire::{BlockCrcs, Header};
 
 /// First pause of a part that was refused; doubles with each refusal.
@@ -69,6 +70,10 @@ impl Io {
         header.object = part.object;
         header.block = u32::from(part.block);
         header.blocks = u16::from(part.blocks);
+        if part.kind.changes() {
+            header.origin = part.origin;
+            header.flags = if part.maybe_done { FLAG_RESENT } else { 0 };
+        }
         let at = (part.image_offset() - op.offset.min(part.image_offset())) as usize;
         let data = op.buf.as_ref().map(|buf| buf.slice(at, part.len_bytes()));
         let mut frame = Frame { header, crcs: BlockCrcs::default(), payload: None };

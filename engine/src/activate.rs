@@ -6,7 +6,7 @@ use crate::peer::{PeerState, request};
 use crate::pg::{Link, Listing, Phase};
 use crate::planted::Bug;
 use crate::slab::Key;
-use reactor::Env;
+use reactor::{Env, Frame};
 use wire::{FrameKind, Header, Status};
 
 /// Pause before a member that would not activate is asked again, in milliseconds.
@@ -25,6 +25,8 @@ impl DataCore {
                         return;
                     }
                     primary.phase = Phase::Activating;
+                    let at = primary.at;
+                    self.prune_origins(key, at);
                 }
                 Phase::Activating => {
                     if primary.members.iter().any(|member| member.link != Link::Up) {
@@ -61,6 +63,7 @@ impl DataCore {
 
     /// Asks a member to promise the epoch, unless that is under way or done.
     pub(crate) fn send_activate(&mut self, env: &mut dyn Env, key: Key, index: usize) {
+        let wants_origins = self.wants_origins(key);
         let Some(pg) = self.pgs.get_mut(key) else { return };
         let id = pg.id;
         let Some(primary) = pg.primary.as_deref_mut() else { return };
@@ -79,11 +82,13 @@ impl DataCore {
         header.epoch = primary.epoch;
         header.slice = member.slice;
         header.primary = primary.slice;
+        header.blocks = u16::from(wants_origins);
         let peer = member.peer;
         self.send_peer_header(env, peer, header);
     }
 
-    pub(crate) fn activate_reply(&mut self, env: &mut dyn Env, key: Key, header: &Header) {
+    pub(crate) fn activate_reply(&mut self, env: &mut dyn Env, key: Key, frame: &Frame) {
+        let header = &frame.header;
         let Some(primary) = self.primary_mut(key) else { return };
         let (epoch, slice) = (primary.epoch, header.slice);
         let Some(index) = primary.member_index(slice) else { return };
@@ -105,7 +110,9 @@ impl DataCore {
             return self.wake_in(env, ACTIVATE_RETRY_MS);
         }
         member.link = Link::Up;
-        if member.listing == Listing::Done {
+        let listing = member.listing;
+        self.hear_origins(key, index, frame);
+        if listing == Listing::Done {
             self.resend(env, key, index);
         }
         if let Some(Listing::Running { .. }) =
@@ -114,6 +121,7 @@ impl DataCore {
             self.send_list(env, key, index);
         }
         self.advance(env, key);
+        self.teach_members(env, key);
     }
 
     /// Asks again the members that are connected and did not activate.
@@ -163,6 +171,7 @@ impl DataCore {
     }
 
     fn become_active(&mut self, env: &mut dyn Env, key: Key) {
+        self.settle_origins(key);
         let Some(primary) = self.primary_mut(key) else { return };
         primary.phase = Phase::Active;
         primary.served = true;
@@ -185,6 +194,7 @@ impl DataCore {
             self.heal_for_inflight(env, at);
             self.progress(env, at);
         }
+        self.teach_members(env, key);
         self.recheck_queue(env, key);
         self.want_recovery(key);
         self.want_purge(key);

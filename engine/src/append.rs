@@ -16,7 +16,7 @@ use crate::slab::Key;
 use placement::pg_of;
 use reactor::{ConnId, Env, Frame, IoBuf};
 use store::{Presence, StoreError};
-use wire::frame::FLAG_RECOVERY;
+use wire::frame::{FLAG_RECOVERY, FLAG_RESENT};
 use wire::{BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, OBJECT_BLOCKS, ObjectId, Status, Version};
 
 /// How a client operation is counted; a purge is nobody's.
@@ -102,6 +102,7 @@ impl DataCore {
             next: Key::NONE,
             retries: 0,
             at: 0,
+            done_before: false,
         });
         if let Some(Conn::Inbound(inbound)) = self.conns.get_mut(&conn) {
             inbound.ops += 1;
@@ -228,6 +229,14 @@ impl DataCore {
     fn begin(&mut self, env: &mut dyn Env, key: Key) {
         let Some(op) = self.ops.get(key) else { return };
         let (kind, object, pg) = (op.kind, op.object(), op.pg);
+        if op.header.flags & FLAG_RESENT != 0 && kind != OpKind::Read {
+            // Known now or never: the earlier try is through here, or fenced.
+            let done_before = self.was_done(pg, object, op.header.origin);
+            self.metrics.recognised.add(u64::from(done_before));
+            if let Some(op) = self.ops.get_mut(key) {
+                op.done_before = done_before;
+            }
+        }
         let known = self.obj_index.get(&object).copied();
         if kind == OpKind::Read && known.is_none() && !self.is_lacked(pg, object) {
             return self.start_read(env, key);
@@ -303,6 +312,11 @@ impl DataCore {
         }
         let lacking = primary.lacking(op.object());
         match op.kind {
+            // Made before, and to be answered like a change that ends now: every copy has it, and all before.
+            _ if op.done_before => {
+                let alone = obj.exclusive == Exclusive::Free && obj.inflight.is_empty();
+                (first || obj.waiting.is_empty()) && alone && lacking == 0
+            }
             OpKind::Read => {
                 let repairing = matches!(obj.exclusive, Exclusive::Heal(heal) if self.heals_own_copy(heal));
                 let overlaps = obj.inflight_mask & op.mask != 0 && !self.bug(Bug::ReadOverlappingInflight);
@@ -355,6 +369,10 @@ impl DataCore {
         if self.bug(Bug::PushWithoutBlockingWrites) && kind != OpKind::Delete {
             members &= !primary.lacking(object);
         }
+        if op.done_before {
+            let status = if self.lease_holds(env) { Status::Ok } else { Status::Unknown };
+            return self.fail(env, key, status);
+        }
         let exists = matches!(presence, Presence::Live(_));
         let nothing = !exists && matches!(kind, OpKind::Zero | OpKind::Delete) && obj.inflight.is_empty();
         if nothing && primary.lacking(object) == 0 {
@@ -379,7 +397,7 @@ impl DataCore {
         op.pending = LOCAL | members;
         op.seq = seq;
         op.at = at;
-        let mask = op.mask;
+        let (mask, origin) = (op.mask, op.header.origin);
         obj.inflight.push(&mut self.ops, key);
         obj.inflight_mask |= mask;
         obj.presence = match kind {
@@ -389,6 +407,9 @@ impl DataCore {
         };
         if kind == OpKind::Purge {
             obj.exclusive = Exclusive::Purge;
+        }
+        if let Some(origins) = self.origins_mut(pg, at) {
+            origins.record(object, origin, version);
         }
         self.count_object(pg, exists, matches!(kind, OpKind::Write | OpKind::Zero));
         self.count_inflight(env, pg, at, true);
@@ -459,14 +480,19 @@ impl DataCore {
         header.blocks = op.header.blocks;
         header.slice = member.slice;
         header.primary = primary.slice;
+        header.origin = op.header.origin;
         // A member that lacks the object takes a delete whatever it has.
         let whole = op.kind == OpKind::Delete && member.missing.contains(&op.object());
         if whole {
             header.flags |= FLAG_RECOVERY;
         }
+        let pg = op.pg;
         header.payload_len = op.payload.as_ref().map_or(0, IoBuf::len) as u32;
         let frame = Frame { header, crcs: op.crcs.clone(), payload: op.payload.clone() };
         let peer = member.peer;
+        if whole {
+            self.send_object_origins(env, pg, index, header.object, header.version);
+        }
         self.send_peer(env, peer, frame);
     }
 }

@@ -63,6 +63,7 @@ impl DataCore {
                     && member.missing.remove(&object)
                 {
                     // It took the deletion whatever it had: there is nothing left to recover.
+                    self.teach_members(env, pg);
                     self.check_in_sync(pg);
                 }
                 self.bits_done(env, key, 1 << index);

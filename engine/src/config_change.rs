@@ -44,7 +44,7 @@ impl DataCore {
         pg.gone = false;
         for (at, slice) in mine {
             if pg.local(slice).is_none() {
-                pg.locals.push(LocalMember { at, slice, activated: Epoch(0), inflight: 0, activating: None });
+                pg.locals.push(LocalMember::new(at, slice));
             }
         }
         let epoch = update.record.epoch;

@@ -7,8 +7,9 @@
 //! have been compared with it.
 //!
 //! It may know `wire`, `placement`, `store` and `reactor`'s traits. Start reading at `core` (tables, routing),
-//! then `append`, `commit` and `read` (the data path), `member` (the other side), `config_change`,
-//! `activate` and `peering` (from record to serving), `recovery` and `purge` (the background).
+//! then `append`, `commit` and `read` (the data path), `member` (the other side), `origins` (changes sent
+//! again), `config_change`, `activate` and `peering` (from record to serving), `recovery` and `purge` (the
+//! background).
 
 mod activate;
 mod append;
@@ -21,6 +22,7 @@ mod member;
 pub mod metrics;
 pub mod msg;
 mod op;
+mod origins;
 mod peer;
 mod peering;
 mod pg;
@@ -38,5 +40,6 @@ mod tests;
 pub use crate::core::DataCore;
 pub use config::{DataCoreConfig, SliceConfig};
 pub use msg::CoreMsg;
+pub use origins::ORIGINS_PER_PG_MAX;
 pub use planted::Planted;
 pub use report::PgState;

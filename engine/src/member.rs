@@ -8,12 +8,13 @@ use crate::config::*;
 use crate::core::{DataCore, Life, ticket};
 use crate::metrics::OpClass;
 use crate::op::range_mask;
+use crate::origins::ORIGINS_PER_PG_MAX;
 use crate::pg::LocalMember;
 use crate::planted::Bug;
 use crate::slab::Key;
 use reactor::{ConnId, Env, Frame, IoBuf, Mono};
 use store::{ListCursor, ObjectData, Presence, StoreError};
-use wire::frame::{FLAG_RECOVERY, ListEntry};
+use wire::frame::{FLAG_RECOVERY, ListEntry, OriginEntry};
 use wire::{BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, OBJECT_BLOCKS, Status, Version, block_crc};
 
 /// A sub-operation that this core's store is working on.
@@ -50,6 +51,9 @@ fn is_sound(frame: &Frame) -> bool {
     let length = frame.payload.as_ref().map_or(0, IoBuf::len);
     let blocks = usize::from(header.blocks);
     let in_range = blocks > 0 && blocks <= OBJECT_BLOCKS && header.block as usize <= OBJECT_BLOCKS - blocks;
+    if header.kind == FrameKind::SubOrigins {
+        return length <= ORIGINS_PER_PG_MAX * OriginEntry::BYTES;
+    }
     let shape = match header.kind {
         FrameKind::SubWrite => in_range && length == blocks * BLOCK_BYTES,
         FrameKind::SubZero => in_range && length == 0,
@@ -74,7 +78,8 @@ impl DataCore {
             | FrameKind::SubDelete
             | FrameKind::SubPush
             | FrameKind::SubRead
-            | FrameKind::SubPurge => {}
+            | FrameKind::SubPurge
+            | FrameKind::SubOrigins => {}
             FrameKind::Read | FrameKind::Write | FrameKind::Zero | FrameKind::Delete => {
                 return self.answer_status(env, conn, &frame.header, Status::Invalid);
             }
@@ -113,12 +118,18 @@ impl DataCore {
         match header.kind {
             FrameKind::List => return self.list(env, conn, at, &header),
             FrameKind::SubRead => return self.sub_read(env, conn, at, pg, frame),
+            FrameKind::SubOrigins => return self.sub_origins(env, conn, pg, at, &frame),
             _ => {}
         }
         let presence = self.store_ref(at).map_or(Presence::Absent, |store| store.lookup(header.object));
         match self.verdict(&header, presence) {
             Verdict::Refuse(status) => self.answer_status(env, conn, &header, status),
-            Verdict::Repeated => self.confirm_again(env, conn, at, &header),
+            Verdict::Repeated => {
+                if header.flags & FLAG_RECOVERY != 0 {
+                    self.note_origin(pg, at, &header);
+                }
+                self.confirm_again(env, conn, at, &header);
+            }
             Verdict::Apply => self.apply(env, conn, at, pg, presence, frame),
         }
     }
@@ -212,6 +223,7 @@ impl DataCore {
                 if let Some(metrics) = self.metrics.slices.get(at) {
                     metrics.writes.add(1);
                 }
+                self.note_origin(pg, at, &header);
                 self.count_inflight(env, pg, at, true);
             }
             Err(error) => {
@@ -420,10 +432,11 @@ impl DataCore {
         }
         if pg.local(header.slice).is_none() {
             let slice = header.slice;
-            pg.locals.push(LocalMember { at, slice, activated: Epoch(0), inflight: 0, activating: None });
+            pg.locals.push(LocalMember::new(at, slice));
         }
         if let Some(local) = pg.local_mut(header.slice) {
             local.activating = Some((conn, header));
+            local.origins.forget_expected();
         }
         // Whoever was primary here under an older epoch is not any more.
         if self.primary(key).is_some_and(|primary| primary.epoch < header.epoch) {
@@ -451,7 +464,8 @@ impl DataCore {
             return self.refuse_sub(env, conn, &header, Status::StaleEpoch, promised);
         }
         local.activated = header.epoch;
-        self.answer_status(env, conn, &header, Status::Ok);
+        self.prune_origins(key, at);
+        self.answer_activated(env, conn, key, at, &header);
     }
 
     pub(crate) fn answer_parked_activates(&mut self, env: &mut dyn Env, key: Key) {

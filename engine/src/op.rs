@@ -75,6 +75,8 @@ pub(crate) struct Op {
     pub(crate) retries: u8,
     /// Index of the own slice, once started.
     pub(crate) at: usize,
+    /// A change sent again that was carried out before: it is only answered.
+    pub(crate) done_before: bool,
 }
 
 impl Op {
@@ -230,6 +232,7 @@ mod tests {
             next: Key::NONE,
             retries: 0,
             at: 0,
+            done_before: false,
         })
     }
 

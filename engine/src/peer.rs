@@ -26,6 +26,8 @@ pub(crate) mod request {
     pub(crate) const PUSH: u8 = 4;
     /// A recovery's read from a good copy (`Heal`).
     pub(crate) const READ: u8 = 5;
+    /// What a member is to know of a PG's changes (`origins`).
+    pub(crate) const ORIGINS: u8 = 6;
 }
 
 /// How far a connection to a peer is.
@@ -154,7 +156,8 @@ impl DataCore {
                 | FrameKind::SubPurgeReply,
                 request::OP,
             ) => self.sub_reply(env, key, &frame.header),
-            (FrameKind::ActivateReply, request::ACTIVATE) => self.activate_reply(env, key, &frame.header),
+            (FrameKind::ActivateReply, request::ACTIVATE) => self.activate_reply(env, key, &frame),
+            (FrameKind::SubOriginsReply, request::ORIGINS) => self.origins_reply(key, &frame.header),
             (FrameKind::ListReply, request::LIST) => self.list_reply(env, key, &frame),
             (
                 FrameKind::SubPushReply | FrameKind::SubDeleteReply | FrameKind::SubPurgeReply,

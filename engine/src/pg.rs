@@ -6,6 +6,7 @@
 //! gets from a record to serving in `activate` and `peering`.
 
 use crate::msg::{Member, PgUpdate};
+use crate::origins::Origins;
 use crate::report::PgState;
 use crate::slab::Key;
 use reactor::{ConnId, Mono};
@@ -24,6 +25,14 @@ pub(crate) struct LocalMember {
     pub(crate) inflight: u32,
     /// An `Activate` that is answered when `inflight` is zero: only then does a list tell what is durable.
     pub(crate) activating: Option<(ConnId, Header)>,
+    /// Which clients' changes it has seen.
+    pub(crate) origins: Origins,
+}
+
+impl LocalMember {
+    pub(crate) fn new(at: usize, slice: SliceId) -> Self {
+        Self { at, slice, activated: Epoch(0), inflight: 0, activating: None, origins: Origins::default() }
+    }
 }
 
 /// A PG on this core.
@@ -90,6 +99,16 @@ pub(crate) enum Listing {
     Done,
 }
 
+/// Whether a member knows which clients' changes have been made (`origins`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Taught {
+    /// Its process is younger than some of them.
+    No,
+    /// It is being told.
+    Sent,
+    Yes,
+}
+
 /// Another member of a PG, as its primary sees it.
 #[derive(Debug)]
 pub(crate) struct MemberState {
@@ -113,6 +132,7 @@ pub(crate) struct MemberState {
     pub(crate) desynced: Option<bool>,
     /// The control core has been told that it has caught up.
     pub(crate) announced: bool,
+    pub(crate) taught: Taught,
 }
 
 impl MemberState {
@@ -130,12 +150,16 @@ impl MemberState {
             retry_at: Mono(0),
             desynced: None,
             announced: false,
+            taught: Taught::No,
         }
     }
 
-    /// It holds everything the primary holds, as far as recovery goes.
+    /// It holds everything the primary holds, as far as recovery goes, and knows what the primary knows.
     pub(crate) fn is_complete(&self) -> bool {
-        self.listing == Listing::Done && self.missing.is_empty() && self.desynced.is_none()
+        self.listing == Listing::Done
+            && self.missing.is_empty()
+            && self.desynced.is_none()
+            && self.taught == Taught::Yes
     }
 }
 

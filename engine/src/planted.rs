@@ -24,6 +24,8 @@ pub enum Bug {
     AcceptOutOfOrderSubwrite,
     /// An older connection of a session stays welcome beside a newer one.
     OldIncarnationAccepted,
+    /// A primary does not recognise changes that are sent again.
+    ForgetOrigins,
 }
 
 impl Bug {
@@ -39,6 +41,7 @@ impl Bug {
             Self::PushWithoutBlockingWrites,
             Self::AcceptOutOfOrderSubwrite,
             Self::OldIncarnationAccepted,
+            Self::ForgetOrigins,
         ]
     }
 
@@ -54,6 +57,7 @@ impl Bug {
             Self::PushWithoutBlockingWrites => "engine-push-without-blocking-writes",
             Self::AcceptOutOfOrderSubwrite => "engine-accept-out-of-order-subwrite",
             Self::OldIncarnationAccepted => "engine-old-incarnation-accepted",
+            Self::ForgetOrigins => "engine-forget-origins",
         }
     }
 }

@@ -88,6 +88,7 @@ impl DataCore {
             next: Key::NONE,
             retries: 0,
             at: 0,
+            done_before: false,
         });
         self.purges += 1;
         if self.may_start(op, obj, true) {

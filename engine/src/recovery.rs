@@ -7,7 +7,7 @@
 
 use crate::config::*;
 use crate::core::{DataCore, ticket};
-use crate::op::{Exclusive, LOCAL};
+use crate::op::{Exclusive, LOCAL, OpKind};
 use crate::peer::request;
 use crate::pg::{Link, Listing, Phase};
 use crate::slab::Key;
@@ -330,7 +330,8 @@ impl DataCore {
         }
         header.payload_len = payload.as_ref().map_or(0, IoBuf::len) as u32;
         self.metrics.recovered_bytes.add(u64::from(header.payload_len));
-        let peer = member.peer;
+        let (peer, pg) = (member.peer, heal.pg);
+        self.send_object_origins(env, pg, index, header.object, header.version);
         self.send_peer(env, peer, Frame { header, crcs, payload });
     }
 
@@ -376,6 +377,7 @@ impl DataCore {
                 for at in covered {
                     self.bits_done(env, at, bit);
                 }
+                self.teach_members(env, pg);
                 self.check_in_sync(pg);
                 if last {
                     self.end_heal(env, key, Status::Ok);
@@ -424,6 +426,12 @@ impl DataCore {
             };
             while let Some(at) = self.objs.get_mut(heal.obj).and_then(|obj| obj.waiting.pop(&mut self.ops)) {
                 // A read of a bad block has nothing better to find; others may start where nothing hinders.
+                // Nobody waits for it: its client has sent it again, or given it up.
+                let abandoned = |op: &crate::op::Op| op.client.is_none() && op.kind != OpKind::Purge;
+                if self.ops.get(at).is_some_and(abandoned) {
+                    self.ops.remove(at);
+                    continue;
+                }
                 let hopeless = heal.repair && self.ops.get(at).is_some_and(|op| op.retries > 0);
                 if !hopeless && self.may_start(at, heal.obj, true) {
                     self.launch(env, at, heal.obj);

@@ -183,6 +183,7 @@ impl DataCore {
             for (epoch, slice, failed) in lost {
                 self.tell(CoreMsg::OutOfSync { pg: id, epoch, slice, failed });
             }
+            self.teach_members(env, key);
             self.check_in_sync(key);
             self.report_counts(key);
         }

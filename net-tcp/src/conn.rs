@@ -56,6 +56,8 @@ pub(crate) struct Conn {
     pub(crate) starved: bool,
     /// When the present phase ends by itself.
     pub(crate) deadline: Option<Mono>,
+    /// When bytes last came, while we wait for the rest of a frame.
+    pub(crate) amid_frame: Option<Mono>,
 }
 
 impl Conn {
@@ -75,6 +77,7 @@ impl Conn {
             dirty: false,
             starved: false,
             deadline: None,
+            amid_frame: None,
         }
     }
 

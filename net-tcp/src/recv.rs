@@ -99,6 +99,11 @@ impl Receiver {
         }
     }
 
+    /// The beginning of a frame is here and its rest is not.
+    pub(crate) fn is_amid_a_frame(&self) -> bool {
+        self.partial.is_some() || self.start < self.end
+    }
+
     /// Lets go of what was expected. The buffer that is being filled stays until its receive has ended.
     pub(crate) fn forget_expected(&mut self) {
         self.expected.clear();

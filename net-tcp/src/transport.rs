@@ -7,7 +7,8 @@ use crate::socket::{self, RawAddr};
 use io_uring::{cqueue, opcode, types};
 use reactor::backend::{Transport, TransportIo};
 use reactor::{
-    CONNECT_TIMEOUT_MS, CloseReason, ConnId, Event, Frame, Framing, Full, IoBuf, Mono, NetError, Token,
+    CONNECT_TIMEOUT_MS, CloseReason, ConnId, Event, FRAME_STALL_MS, Frame, Framing, Full, IoBuf, Mono,
+    NetError, Token,
 };
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -46,6 +47,8 @@ pub struct TcpTransport {
     starved: VecDeque<u32>,
     starved_retry: Option<Mono>,
     deadlines: BinaryHeap<Reverse<(Mono, ConnId)>>,
+    /// When to look for connections whose frame has stopped half-way.
+    stall_check: Option<Mono>,
     heads: Heads,
 }
 
@@ -208,8 +211,16 @@ impl TcpTransport {
     fn parse(&mut self, io: &mut TransportIo<'_>, slot: u32) {
         let Some(conn) = self.at(slot) else { return };
         match conn.recv.parse(conn.framing, io.arena, conn.id, io.events) {
-            Parsed::Hungry => conn.start_recv(io),
+            Parsed::Hungry => {
+                conn.amid_frame = conn.recv.is_amid_a_frame().then_some(io.now);
+                conn.start_recv(io);
+                if conn.amid_frame.is_some() && self.stall_check.is_none() {
+                    self.stall_check = Some(io.now.plus_ms(FRAME_STALL_MS));
+                }
+            }
             Parsed::Starved => {
+                // It is us who do not read on.
+                conn.amid_frame = None;
                 conn.starved = true;
                 self.starved.push_back(slot);
                 self.starved_retry = Some(io.now.plus_ms(STARVED_RETRY_MS));
@@ -253,6 +264,26 @@ impl TcpTransport {
             if due.is_some_and(|at| at <= io.now) {
                 self.start_accept(io, index as u32);
             }
+        }
+    }
+
+    /// Ends connections that have sent a part of a frame and then nothing for too long: they hold a stream
+    /// buffer and a payload's buffer of ours.
+    fn end_stalled(&mut self, io: &mut TransportIo<'_>) {
+        self.stall_check = None;
+        for slot in 0..self.conns.len() as u32 {
+            let Some((conn, since)) = self.at(slot).and_then(|conn| conn.amid_frame.map(|at| (conn, at)))
+            else {
+                continue;
+            };
+            let due = since.plus_ms(FRAME_STALL_MS);
+            if due > io.now {
+                self.stall_check = Some(self.stall_check.map_or(due, |at| at.min(due)));
+                continue;
+            }
+            conn.amid_frame = None;
+            conn.begin_close(io, CloseReason::TimedOut);
+            self.settle(io, slot);
         }
     }
 
@@ -365,6 +396,9 @@ impl Transport for TcpTransport {
         if self.deadline().is_some_and(|at| at <= io.now) {
             self.expire(io);
         }
+        if self.stall_check.is_some_and(|at| at <= io.now) {
+            self.end_stalled(io);
+        }
         while let Some(slot) = self.dirty.pop() {
             let Some(conn) = self.at(slot) else { continue };
             conn.dirty = false;
@@ -379,6 +413,6 @@ impl Transport for TcpTransport {
     fn deadline(&self) -> Option<Mono> {
         let heap = self.deadlines.peek().map(|Reverse((at, _))| *at);
         let listeners = self.listeners.iter().filter_map(|listener| listener.resume_at).min();
-        [heap, listeners, self.starved_retry].into_iter().flatten().min()
+        [heap, listeners, self.starved_retry, self.stall_check].into_iter().flatten().min()
     }
 }

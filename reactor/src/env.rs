@@ -233,6 +233,10 @@ pub trait Net {
 
 /// How long a transport waits for a connection to be established.
 pub const CONNECT_TIMEOUT_MS: u64 = 1000;
+/// How long the next byte of a frame that has begun to arrive may take, in milliseconds: as long as a
+/// sender's kernel waits for acknowledgements. Then the connection ends with `CloseReason::TimedOut`; until
+/// then the sender holds memory of ours. Time in which we do not read, for want of buffers, does not count.
+pub const FRAME_STALL_MS: u64 = 5000;
 /// Frames that may wait in one connection's send queue: a client's full depth plus recovery.
 pub const SEND_QUEUE_FRAMES: usize = 4096;
 

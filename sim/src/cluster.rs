@@ -58,6 +58,18 @@ pub struct Node {
     /// What is on them.
     pub layouts: Vec<DiskSuper>,
     meta_disk: DiskId,
+    /// Its processes so far.
+    starts: u64,
+}
+
+/// What a process counts, kept after its end.
+struct Counted {
+    node: usize,
+    /// Its node's first process.
+    first: bool,
+    metrics: Arc<CoreMetrics>,
+    /// Losses of memory seen so far.
+    lost: u64,
 }
 
 /// The cluster.
@@ -78,6 +90,7 @@ pub struct Cluster {
     pub primaries: Rc<RefCell<Primaries>>,
     planted: Option<Planted>,
     rng: Stream,
+    counted: Vec<Counted>,
 }
 
 fn node_ip(index: usize) -> Ipv4Addr {
@@ -126,6 +139,7 @@ impl Cluster {
             primaries,
             planted,
             rng,
+            counted: Vec::new(),
         };
         for index in 0..cluster.nodes.len() {
             cluster.start_node(index);
@@ -156,6 +170,8 @@ impl Cluster {
     pub fn start_node(&mut self, index: usize) {
         let Some(node) = self.nodes.get_mut(index) else { return };
         node.state = NodeState::Running;
+        node.starts += 1;
+        let first = node.starts == 1;
         let (id, host, meta_disk, data_disks) = (node.id, node.host, node.meta_disk, node.disks.clone());
         let cores = self.options.cores;
         // Slices are dealt to cores in turn; a core sees all disks, as in production.
@@ -210,12 +226,14 @@ impl Cluster {
         );
         for (core, slices) in per_core.into_iter().enumerate() {
             let ids: Vec<SliceId> = slices.iter().map(|slice| slice.geometry.slice).collect();
+            let metrics = Arc::new(CoreMetrics::new(&ids));
+            self.counted.push(Counted { node: index, first, metrics: metrics.clone(), lost: 0 });
             let config = DataCoreConfig {
                 cluster: CLUSTER,
                 node: id,
                 listen: SocketAddr::from((node_ip(index), 0)),
                 slices,
-                metrics: Arc::new(CoreMetrics::new(&ids)),
+                metrics,
                 store: StoreOptions {
                     cluster: Some(CLUSTER),
                     page_cache_bytes: self.options.page_cache_bytes,
@@ -229,6 +247,23 @@ impl Cluster {
             let service = Box::new(DataCore::new(config));
             self.spawn(host, CoreId(core as u16), arena, data_disks.clone(), service);
         }
+    }
+
+    /// Whether a primary has begun to serve without anybody's memory since the last call, and a node whose
+    /// first process has done so.
+    pub fn memory_lost(&mut self) -> (bool, Option<NodeId>) {
+        let (mut lost, mut wrongly) = (false, None);
+        for counted in &mut self.counted {
+            let now = counted.metrics.memory_lost.get();
+            if now > counted.lost {
+                counted.lost = now;
+                lost = true;
+                if counted.first {
+                    wrongly = self.nodes.get(counted.node).map(|node| node.id);
+                }
+            }
+        }
+        (lost, wrongly)
     }
 
     /// Kills a node's process.
@@ -367,5 +402,5 @@ fn prepare(universe: &mut Universe, options: &Options, rng: &mut Stream, index: 
         disks.push(id);
     }
     let meta_disk = universe.add_disk(info(META_BYTES), options.disk);
-    Node { id: NodeId(index as u64 + 1), host, state: NodeState::Dead, disks, layouts, meta_disk }
+    Node { id: NodeId(index as u64 + 1), host, state: NodeState::Dead, disks, layouts, meta_disk, starts: 0 }
 }

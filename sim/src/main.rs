@@ -3,8 +3,9 @@
 #![allow(clippy::disallowed_methods, reason = "measures itself, reads the seed file, one thread per job")]
 
 use clap::Parser;
+use sim::options::Focus;
 use sim::planted::{self, Case};
-use sim::run::{How, Outcome, Scenario, catch_panic_places, run};
+use sim::run::{How, Job, Outcome, Scenario, catch_panic_places, parse_seeds, run};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::process::ExitCode;
@@ -47,6 +48,9 @@ struct Args {
     /// Only this scenario; otherwise each seed draws its own.
     #[arg(long)]
     scenario: Option<Scenario>,
+    /// Draw some options so that the seeds lead to this corner more often, as `--planted` does.
+    #[arg(long, default_value = "none")]
+    focus: Focus,
     /// Run each seed twice and compare the hashes of everything delivered.
     #[arg(long)]
     twice: bool,
@@ -95,9 +99,6 @@ fn main() -> ExitCode {
     run_seeds(&args, jobs)
 }
 
-/// A seed and the scenario it is to run.
-type Job = (u64, Option<Scenario>);
-
 fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
     if let Some(seed) = args.seed {
         return Ok(vec![(seed, args.scenario)]);
@@ -112,24 +113,6 @@ fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
     };
     let count = args.seeds.unwrap_or(1);
     Ok((0..count).map(|nth| (from.wrapping_add(nth), args.scenario)).collect())
-}
-
-fn parse_seeds(text: &str) -> Result<Vec<Job>, String> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    lines
-        .filter(|line| !line.is_empty())
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            let seed = words.next().and_then(|word| word.parse().ok()).ok_or_else(|| line.to_owned())?;
-            let scenario = match words.next() {
-                None => None,
-                Some("store") => Some(Scenario::Store),
-                Some("cluster") => Some(Scenario::Cluster),
-                Some(_) => return Err(line.to_owned()),
-            };
-            Ok((seed, scenario))
-        })
-        .collect()
 }
 
 fn workers(args: &Args) -> usize {
@@ -166,9 +149,9 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
     let first = jobs.first().map_or(0, |(seed, _)| *seed);
     let (count, mut ran, mut failed, mut virtual_ns, mut operations) = (jobs.len(), 0u64, 0u64, 0u64, 0u64);
     let trace = args.trace.then_some((args.trace_from * 1_000_000_000, args.trace_to * 1_000_000_000));
-    let twice = args.twice;
+    let (twice, focus) = (args.twice, args.focus);
     let work = |(seed, scenario): Job| {
-        let how = How { scenario, planted: None, trace };
+        let how = How { scenario, trace, focus, ..How::default() };
         let mut outcome = run(seed, how);
         if twice {
             let again = run(seed, how);
@@ -232,7 +215,7 @@ fn run_planted(args: &Args) -> ExitCode {
     if let Some(outcome) = &control {
         println!("without a bug: FAILED {outcome}");
     } else {
-        println!("without a bug: {} seeds of each scenario are green", planted::CONTROL_SEEDS);
+        println!("without a bug: {} seeds of each scenario and corner are green", planted::CONTROL_SEEDS);
     }
     println!("{caught} of {all} planted bugs noticed; missed: {missed:?}");
     if missed.is_empty() && control.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

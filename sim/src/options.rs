@@ -38,6 +38,21 @@ pub struct FaultWeights {
     pub write_fault: u32,
 }
 
+/// A corner that a deliberate bug hides in: some of a seed's options are drawn to lead there more often. The
+/// bug must still be met by the seed's own faults and noticed by the ordinary checkers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Focus {
+    /// Anywhere: the seed as it is.
+    #[default]
+    None,
+    /// Connections that break, and links that hold what is sent on them.
+    Breaks,
+    /// Nodes that die and come back in quick succession.
+    Churn,
+    /// Nodes that are stopped or cut off while their clocks run apart.
+    Isolation,
+}
+
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -121,6 +136,44 @@ impl Options {
     pub fn may_fill_up(&self) -> bool {
         let data = self.image_bytes * self.images as u64;
         data * 2 > self.slice_bytes
+    }
+
+    /// What a seed decides, with a focus.
+    pub fn draw_for(seed: u64, focus: Focus) -> Self {
+        let mut options = Self::draw(seed);
+        if focus == Focus::None {
+            return options;
+        }
+        // Several clients on few blocks, little else to do, and everything soon over.
+        (options.clients, options.images, options.image_bytes) = (4, 1, 4096 * 40);
+        (options.hot_ppm, options.op_blocks_max) = (600_000, options.op_blocks_max.min(4));
+        (options.depth, options.think_ns, options.read_ppm) = (4, 4 * MS, 500_000);
+        (options.safety_ns, options.fault_every_ns, options.gentle) = (10 * SEC, 500 * MS, false);
+        options.faults = match focus {
+            Focus::None => options.faults,
+            Focus::Breaks => {
+                options.net.reset_ppm = 1_000;
+                options.fault_for_ns = 3 * SEC;
+                FaultWeights { reset: 20, clog: 20, kill: 3, ..FaultWeights::default() }
+            }
+            Focus::Churn => {
+                options.fault_for_ns = 700 * MS;
+                FaultWeights { kill: 20, power: 10, reset: 10, blackout: 1, ..FaultWeights::default() }
+            }
+            Focus::Isolation => {
+                options.fault_for_ns = 4 * SEC;
+                options.fault_every_ns = SEC;
+                options.drift_ppm = 40_000;
+                FaultWeights {
+                    pause: 10,
+                    partition: 20,
+                    one_way: 10,
+                    client_kill: 10,
+                    ..FaultWeights::default()
+                }
+            }
+        };
+        options
     }
 
     /// What a seed decides.

@@ -1,12 +1,13 @@
 //! The proof that the simulator can see: deliberate bugs, one at a time, and how many seeds it takes.
 
+use crate::options::Focus;
 use crate::run::{How, Outcome, Planted, Scenario, run};
 use std::time::Duration;
 
 /// Seeds a bug has until it must have been noticed.
 pub const SEEDS_MAX: u64 = 200;
-/// Seeds without a bug that must stay green, per scenario.
-pub const CONTROL_SEEDS: u64 = 20;
+/// Seeds without a bug that must stay green, in every corner.
+pub const CONTROL_SEEDS: u64 = 10;
 
 /// A deliberate bug with its name and the scenario that is meant to see it.
 #[derive(Clone, Debug)]
@@ -17,6 +18,29 @@ pub struct Case {
     pub bug: Planted,
     /// Where.
     pub scenario: Scenario,
+    /// In which corner.
+    pub focus: Focus,
+}
+
+/// Where a bug has to be looked for.
+fn focus_of(bug: Planted) -> Focus {
+    use consensus::planted::Bug as Meta;
+    use control::planted::Bug as Control;
+    use engine::planted::Bug as Engine;
+    match bug {
+        Planted::Engine(bug) => match bug {
+            Engine::ForgetOrigins | Engine::OldIncarnationAccepted => Focus::Breaks,
+            Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
+            _ => Focus::Churn,
+        },
+        Planted::Control(Control::PickStalePrimary) => Focus::Churn,
+        Planted::Control(_) => Focus::Isolation,
+        Planted::Consensus(Meta::LeaseExpiresEarly | Meta::WatchSkipsOnSnapshot) => Focus::Isolation,
+        Planted::Consensus(Meta::DedupForgotten) => Focus::Breaks,
+        Planted::Consensus(_) => Focus::Churn,
+        Planted::Client(_) => Focus::Breaks,
+        Planted::Store(_) => Focus::None,
+    }
 }
 
 /// Every bug of every room.
@@ -25,9 +49,19 @@ pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for &bug in store::Bug::all() {
         let scenario = Scenario::Store;
-        cases.push(Case { name: bug.name().to_owned(), bug: Planted::Store(bug), scenario });
+        cases.push(Case {
+            name: bug.name().to_owned(),
+            bug: Planted::Store(bug),
+            scenario,
+            focus: Focus::None,
+        });
     }
-    let cluster = |name: &str, bug| Case { name: name.to_owned(), bug, scenario: Scenario::Cluster };
+    let cluster = |name: &str, bug| Case {
+        name: name.to_owned(),
+        bug,
+        scenario: Scenario::Cluster,
+        focus: focus_of(bug),
+    };
     for &bug in engine::planted::Bug::all() {
         cases.push(cluster(bug.name(), Planted::Engine(bug)));
     }
@@ -67,7 +101,8 @@ pub struct Caught {
 /// Looks for the first seed that notices a bug.
 pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caught {
     let began = clock();
-    let how = How { scenario: Some(case.scenario), planted: Some(case.bug), trace: None };
+    let how =
+        How { scenario: Some(case.scenario), planted: Some(case.bug), focus: case.focus, ..How::default() };
     for nth in 0..SEEDS_MAX {
         let outcome = run(first_seed + nth, how);
         if let Some(violation) = outcome.violations.first() {
@@ -78,12 +113,13 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
     Caught { seeds: None, by: "nothing".to_owned(), took: clock() - began }
 }
 
-/// Runs without a bug; returns the first that is not green.
+/// Runs without a bug, in every corner; returns the first that is not green.
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
-    for scenario in [Scenario::Store, Scenario::Cluster] {
+    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation];
+    let corners = cluster.map(|focus| (Scenario::Cluster, focus));
+    for (scenario, focus) in corners.into_iter().chain([(Scenario::Store, Focus::None)]) {
         for nth in 0..CONTROL_SEEDS {
-            let how = How { scenario: Some(scenario), planted: None, trace: None };
-            let outcome = run(first_seed + nth, how);
+            let outcome = run(first_seed + nth, How { scenario: Some(scenario), focus, ..How::default() });
             if !outcome.violations.is_empty() {
                 return Some(outcome);
             }

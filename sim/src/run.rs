@@ -1,6 +1,6 @@
 //! One seed, from its options to its verdict.
 
-use crate::options::Options;
+use crate::options::{Focus, Options};
 use crate::{solo, world};
 use simenv::rng::Stream;
 use std::fmt;
@@ -65,6 +65,8 @@ pub struct How {
     pub planted: Option<Planted>,
     /// Print every event between these virtual times.
     pub trace: Option<(u64, u64)>,
+    /// Where a deliberate bug is looked for.
+    pub focus: Focus,
 }
 
 /// What a seed showed.
@@ -97,7 +99,7 @@ pub fn scenario_of(seed: u64) -> Scenario {
 pub fn run(seed: u64, how: How) -> Outcome {
     let scenario = how.scenario.unwrap_or_else(|| scenario_of(seed));
     let options = match scenario {
-        Scenario::Cluster => Options::draw(seed).to_string(),
+        Scenario::Cluster => Options::draw_for(seed, how.focus).to_string(),
         Scenario::Store => solo::SoloOptions::draw(seed).to_string(),
     };
     let mut outcome = Outcome {
@@ -112,7 +114,7 @@ pub fn run(seed: u64, how: How) -> Outcome {
     };
     let result = catch_unwind(AssertUnwindSafe(|| match scenario {
         Scenario::Cluster => {
-            let seen = world::run(Options::draw(seed), how.planted, how.trace);
+            let seen = world::run(Options::draw_for(seed, how.focus), how.planted, how.trace);
             (seen.violations, seen.trace_hash, seen.virtual_ns, seen.operations, seen.summary)
         }
         Scenario::Store => {
@@ -143,6 +145,29 @@ pub fn run(seed: u64, how: How) -> Outcome {
         }
     }
     outcome
+}
+
+/// A seed and the scenario it is to run; without one it draws its own.
+pub type Job = (u64, Option<Scenario>);
+
+/// Reads a file of past failures: one seed a line, optionally followed by a scenario, then `#` and a comment.
+/// The error is the line that is none.
+pub fn parse_seeds(text: &str) -> Result<Vec<Job>, String> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    lines
+        .filter(|line| !line.is_empty())
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let seed = words.next().and_then(|word| word.parse().ok()).ok_or_else(|| line.to_owned())?;
+            let scenario = match words.next() {
+                None => None,
+                Some("store") => Some(Scenario::Store),
+                Some("cluster") => Some(Scenario::Cluster),
+                Some(_) => return Err(line.to_owned()),
+            };
+            Ok((seed, scenario))
+        })
+        .collect()
 }
 
 thread_local! {

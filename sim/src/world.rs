@@ -57,6 +57,8 @@ struct World {
     violations: Vec<String>,
     next_request: u64,
     striking: bool,
+    /// When members have learned all there is to know of new PGs.
+    settled_at: u64,
     /// Blocks whose history was too large to judge.
     undecided: u64,
 }
@@ -67,8 +69,15 @@ pub fn run(options: Options, planted: Option<Planted>, trace: Option<(u64, u64)>
     let mut cluster = Cluster::new(options.clone(), planted);
     cluster.universe.trace.verbose = trace;
     let nemesis = Nemesis::new(options.seed, options.nodes, trace.is_some());
-    let mut world =
-        World { cluster, nemesis, violations: Vec::new(), next_request: 1, striking: false, undecided: 0 };
+    let mut world = World {
+        cluster,
+        nemesis,
+        violations: Vec::new(),
+        next_request: 1,
+        striking: false,
+        settled_at: u64::MAX,
+        undecided: 0,
+    };
     world.cluster.universe.call_at(TICK_NS, TICK);
     if world.all().is_err() && world.violations.is_empty() {
         world.violations.push("the run ended early for no known reason".to_owned());
@@ -83,7 +92,7 @@ impl World {
     fn seen(self) -> Seen {
         let history = self.cluster.desk.history.borrow();
         let summary = format!(
-            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames; {} sub-operations; {} blocks undecided",
+            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames; {} sub-operations; {} losses of memory; {} blocks undecided",
             history.acked_writes,
             history.answered_reads,
             history.unknown,
@@ -91,6 +100,7 @@ impl World {
             self.nemesis.counts,
             self.cluster.universe.net.counters.frames,
             self.cluster.primaries.borrow().looked_at,
+            history.memory.losses(),
             self.undecided,
         );
         Seen {
@@ -104,6 +114,8 @@ impl World {
 
     fn all(&mut self) -> Result<(), Over> {
         self.set_up()?;
+        self.look_at_memory();
+        self.settled_at = self.cluster.universe.now + SEC;
         for index in 0..self.cluster.clients.len() {
             self.cluster.start_client(index);
         }
@@ -135,6 +147,7 @@ impl World {
             Step::Went => {}
             Step::Harness(TICK) => {
                 self.cluster.universe.call_at(self.cluster.universe.now + TICK_NS, TICK);
+                self.look_at_memory();
                 self.nemesis.mend_due(&mut self.cluster);
                 self.gather();
                 if self.violations.len() >= ENOUGH {
@@ -155,6 +168,19 @@ impl World {
         }
         self.cluster.desk.now.set(self.cluster.universe.now);
         Ok(())
+    }
+
+    /// Whether a primary has begun to serve without anybody's memory since the last look. Only a process that
+    /// is not its node's first may say so: the first ones know everything from the start.
+    fn look_at_memory(&mut self) {
+        let (lost, wrongly) = self.cluster.memory_lost();
+        if let Some(node) = wrongly.filter(|_| self.cluster.universe.now > self.settled_at) {
+            let now = simenv::trace::stamp(self.cluster.universe.now);
+            self.violations.push(format!(
+                "memory: at {now} node {node} says that nobody knows which changes were made, and has never died"
+            ));
+        }
+        self.cluster.desk.history.borrow_mut().look_at_memory(lost);
     }
 
     /// Collects what checkers noted while the world ran.
@@ -349,7 +375,7 @@ impl World {
         let history = self.cluster.desk.history.borrow();
         let mut undecided = 0;
         for (place, ops) in history.blocks() {
-            match judge(place, &ops) {
+            match judge(place, &ops, &history.memory) {
                 Verdict::Legal => {}
                 Verdict::Illegal(why) => {
                     self.violations.push(format!("linearizability: {why}"));

@@ -1,7 +1,7 @@
-//! The frame: `[header: 96 bytes][checksums: 4 bytes each][payload]`.
+//! The frame: `[header: 104 bytes][checksums: 4 bytes each][payload]`.
 //!
-//! The header's own checksum covers bytes 8..96 and the checksums behind it. Data frames carry one
-//! checksum per 4 KiB block of payload; control frames carry one for the whole payload. Everything is
+//! The header's own checksum covers bytes 8..104 and the checksums behind it. Data frames carry one
+//! checksum per 4 KiB block of payload; control frames and lists carry one for the whole payload. Everything is
 //! little-endian and unaligned. A receiver refuses a frame before it believes a length in it: first
 //! magic and version, then bounds, then the header checksum.
 
@@ -15,7 +15,7 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"DRY1");
 /// Protocol version; both ends must have the same.
 pub const PROTOCOL_VERSION: u8 = 1;
 /// Size of the header on the wire.
-pub const HEADER_BYTES: usize = 96;
+pub const HEADER_BYTES: usize = 104;
 /// Largest checksums area: one object's blocks.
 pub const META_BYTES_MAX: usize = OBJECT_BLOCKS * 4;
 /// Largest payload of a data frame: one object.
@@ -79,7 +79,9 @@ kinds! {
     SubPushReply = 27,
     /// Primary to member: from now on this PG is at `epoch`; refuse anything older.
     Activate = 28,
-    /// Its answer, sent once earlier sub-operations of the PG have reached the member's store.
+    /// Its answer, sent once earlier sub-operations of the PG have reached the member's store. When the
+    /// request's `blocks` is 1, with what the member knows of changes made (`OriginEntry`s in the payload);
+    /// `blocks` is then 1 if that is all there is to know.
     ActivateReply = 29,
     /// Primary to member: list a part of the PG's objects from the cursor in `block` on (0: from the start).
     List = 30,
@@ -94,6 +96,12 @@ kinds! {
     SubPurge = 34,
     /// Its answer.
     SubPurgeReply = 35,
+    /// Primary to member: what the primary knows of changes made (`OriginEntry`s in the payload). With
+    /// `FLAG_RECOVERY`: of `object` only, to be kept once the push or deletion of the object that follows is
+    /// applied. Without: of the whole PG, in place of whatever the member knew.
+    SubOrigins = 36,
+    /// Its answer.
+    SubOriginsReply = 37,
     /// Liveness of a connection.
     Ping = 40,
     /// Its answer.
@@ -103,7 +111,10 @@ kinds! {
 impl FrameKind {
     /// Whether a frame of this kind carries per-block checksums (true) or one for the payload.
     pub fn has_block_crcs(self) -> bool {
-        !matches!(self, Self::Control | Self::Hello | Self::ListReply)
+        !matches!(
+            self,
+            Self::Control | Self::Hello | Self::ListReply | Self::ActivateReply | Self::SubOrigins
+        )
     }
 }
 
@@ -136,12 +147,17 @@ pub struct Header {
     pub slice: SliceId,
     /// The primary's slice, in sub-operations.
     pub primary: SliceId,
+    /// Which change of which client this is, in `Write`, `Zero`, `Delete` and the sub-operations that carry
+    /// them on: the same for every try of one change, different for all others. 0: a change of nobody.
+    pub origin: u64,
 }
 
 /// `Zero`: the blocks must stay allocated (write-zeroes without unmap). Reserved, not used yet.
 pub const FLAG_KEEP_ALLOCATED: u8 = 1;
 /// Sub-operation that belongs to recovery, not to a client.
 pub const FLAG_RECOVERY: u8 = 2;
+/// `Write`, `Zero`, `Delete`: an earlier try of this change may have reached a primary.
+pub const FLAG_RESENT: u8 = 4;
 
 impl Header {
     /// A header of `kind` with everything else zero.
@@ -160,6 +176,7 @@ impl Header {
             blocks: 0,
             slice: SliceId(0),
             primary: SliceId(0),
+            origin: 0,
         }
     }
 
@@ -193,6 +210,7 @@ impl Header {
             crc_count: crcs.len() as u16,
             slice: self.slice.0,
             primary: self.primary.0,
+            origin: self.origin,
         };
         out.extend_from_slice(&raw.to_bytes());
         for crc in crcs.as_slice() {
@@ -273,6 +291,7 @@ impl Header {
             blocks: raw.blocks.to_native(),
             slice: SliceId(raw.slice.to_native()),
             primary: SliceId(raw.primary.to_native()),
+            origin: raw.origin.to_native(),
         };
         Ok((header, crcs))
     }
@@ -354,6 +373,7 @@ struct Raw {
     crc_count: u16,
     slice: u64,
     primary: u64,
+    origin: u64,
 }
 
 const _: () = assert!(size_of::<ArchivedRaw>() == HEADER_BYTES);
@@ -423,6 +443,52 @@ impl ListEntry {
     }
 }
 
+/// A change that was made, in the payload of `SubOrigins` and `ActivateReply`: 40 bytes each, little-endian.
+/// The pool is the PG's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OriginEntry {
+    /// Image of the object.
+    pub image: ImageId,
+    /// The object within the image.
+    pub index: u64,
+    /// See `Header::origin`.
+    pub origin: u64,
+    /// What the change made of the object.
+    pub version: Version,
+}
+
+impl OriginEntry {
+    /// Encoded size.
+    pub const BYTES: usize = 40;
+
+    /// Appends the encoded entry.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.image.0.to_le_bytes());
+        out.extend_from_slice(&self.index.to_le_bytes());
+        out.extend_from_slice(&self.origin.to_le_bytes());
+        out.extend_from_slice(&self.version.epoch.0.to_le_bytes());
+        out.extend_from_slice(&self.version.counter.to_le_bytes());
+    }
+
+    /// Decodes all entries of a payload; `None` when its length is not a whole number of them.
+    pub fn decode_all(bytes: &[u8]) -> Option<impl Iterator<Item = OriginEntry> + '_> {
+        if !bytes.len().is_multiple_of(Self::BYTES) {
+            return None;
+        }
+        Some(bytes.chunks_exact(Self::BYTES).map(|entry| {
+            let u64_at = |at: usize| {
+                entry.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+            };
+            OriginEntry {
+                image: ImageId(u64_at(0)),
+                index: u64_at(8),
+                origin: u64_at(16),
+                version: Version { epoch: Epoch(u64_at(24)), counter: u64_at(32) },
+            }
+        }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,6 +505,7 @@ mod tests {
         header.payload_len = 2 * BLOCK_BYTES as u32;
         header.slice = SliceId(8);
         header.primary = SliceId(6);
+        header.origin = 0x0123_4567_89ab_cdef;
         (header, BlockCrcs::of(&vec![1u8; 2 * BLOCK_BYTES]))
     }
 
@@ -489,5 +556,20 @@ mod tests {
         assert_eq!(bytes.len(), ListEntry::BYTES);
         assert_eq!(ListEntry::decode_all(&bytes).unwrap().collect::<Vec<_>>(), vec![entry]);
         assert!(ListEntry::decode_all(&bytes[1..]).is_none());
+    }
+
+    #[test]
+    fn origin_entries_survive_the_wire() {
+        let entry = OriginEntry {
+            image: ImageId(2),
+            index: 3,
+            origin: u64::MAX - 1,
+            version: Version { epoch: Epoch(4), counter: 5 },
+        };
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        assert_eq!(bytes.len(), OriginEntry::BYTES);
+        assert_eq!(OriginEntry::decode_all(&bytes).unwrap().collect::<Vec<_>>(), vec![entry]);
+        assert!(OriginEntry::decode_all(&bytes[1..]).is_none());
     }
 }

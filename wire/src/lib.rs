@@ -4,7 +4,7 @@
 //! block checksums (`crc`), the outcomes that cross the wire (`status`) and the messages of the
 //! control plane (`control`). This room knows nobody; everybody knows it. It does no I/O.
 //!
-//! Start reading at `frame`: a connection is a sequence of frames, and a frame is a 96-byte header,
+//! Start reading at `frame`: a connection is a sequence of frames, and a frame is a 104-byte header,
 //! its checksums, and a payload. `docs/wire.md` describes the same bytes for people.
 
 pub mod control;

@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, OpenImage};
 use crate::error::CliError;
 use crate::output::{self, Table};
 use crate::stop::Stop;
-use crate::transfer::{self, Moved, Sink, Source};
+use crate::transfer::{self, Beyond, Moved, Sink, Source};
 use crate::units::ByteSize;
 use clap::{Args, Subcommand};
 use client::OpenMode;
@@ -18,6 +18,10 @@ use wire::BLOCK_BYTES;
 const DEFAULT_DEPTH: u16 = 16;
 /// More would only fill the client's own bounds.
 const DEPTH_MAX: i64 = 256;
+
+/// Size of an image that is imported from a pipe without `--size`, until it has to grow. It ends with the
+/// size of what came.
+const PIPE_SIZE_FIRST_BYTES: u64 = 64 << 20;
 
 /// What to do with images.
 #[derive(Subcommand, Debug)]
@@ -70,7 +74,7 @@ An interrupted removal is finished by the same command.")]
     #[command(after_help = "Examples:
   drystone image import debian.raw vm2 --pool ssd
   drystone image import debian.raw vm2 --pool ssd --size 100G
-  zstd -dc vm1.zst | drystone image import - vm3 --pool ssd --size 100G
+  zstd -dc vm1.zst | drystone image import - vm3 --pool ssd
 
 Holes and zeroes are not sent and take no space.")]
     Import(ImportArgs),
@@ -93,7 +97,7 @@ pub struct ImportArgs {
     /// The pool it lives in
     #[arg(long)]
     pub pool: String,
-    /// Size of the image [default: the file's, rounded up to 4096; needed for a pipe]
+    /// Size of the image [default: the size of what is imported, rounded up to 4096]
     #[arg(long)]
     pub size: Option<ByteSize>,
     /// Requests of 1 MiB under way
@@ -228,28 +232,33 @@ fn remove(global: &Global, cluster: &mut Cluster, name: &str) -> Result<(), CliE
 fn import(global: &Global, cluster: &mut Cluster, args: &ImportArgs) -> Result<(), CliError> {
     let stop = stop()?;
     let (source, length) = open_source(&args.source)?;
-    let size = match (args.size, length) {
+    let (size, beyond) = match (args.size, length) {
         (Some(size), Some(length)) if size.0 < length => {
             return Err(CliError::Refused {
                 what: format!("import {}", args.source.display()),
                 why: format!("it has {length} bytes, more than --size {size}"),
             });
         }
-        (Some(size), _) => size.0,
-        (None, Some(length)) => length.next_multiple_of(BLOCK_BYTES as u64),
-        (None, None) => {
-            return Err(CliError::Refused {
-                what: format!("import {}", args.source.display()),
-                why: "a pipe does not say how much will come: give --size".into(),
-            });
-        }
+        (Some(size), _) => (size.0, Beyond::Refuse),
+        (None, Some(length)) => (length.next_multiple_of(BLOCK_BYTES as u64), Beyond::Refuse),
+        // A pipe does not say how much will come: the image grows with it.
+        (None, None) => (PIPE_SIZE_FIRST_BYTES, Beyond::Grow(&args.name)),
     };
     cluster.create_image(&args.name, &args.pool, size)?;
     let imported = cluster.open(&args.name, OpenMode::ReadWrite).and_then(|image| {
-        let bar = progress(global, length.unwrap_or(size), "importing");
-        let moved = transfer::import(cluster, image, source, args.depth.into(), &bar, &stop);
+        let bar = match beyond {
+            Beyond::Grow(_) => progress_of_pipe(global, "importing"),
+            Beyond::Refuse => progress(global, length.unwrap_or(size), "importing"),
+        };
+        let moved = transfer::import(cluster, image, source, beyond, args.depth.into(), &bar, &stop);
         bar.finish_and_clear();
-        moved
+        let moved = moved?;
+        if let Beyond::Grow(name) = beyond {
+            // Nothing was written behind the end of the source: the record alone becomes smaller.
+            let size = moved.total_bytes.max(1).next_multiple_of(BLOCK_BYTES as u64);
+            cluster.set_image_size(name, size, true)?;
+        }
+        Ok(moved)
     });
     match imported {
         Ok(moved) => moved_line(global, &format!("image {} imported", args.name), moved),
@@ -346,6 +355,16 @@ fn open_target(path: &Path, force: bool) -> Result<Sink, CliError> {
 
 fn stop() -> Result<Stop, CliError> {
     Stop::on_signals().map_err(|source| CliError::Io { what: "catch signals".into(), source })
+}
+
+/// Bytes and speed, where the end is not known.
+fn progress_of_pipe(global: &Global, verb: &'static str) -> ProgressBar {
+    if global.json {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bytes} {binary_bytes_per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::new_spinner().with_style(style).with_message(verb)
 }
 
 /// A bar on standard error; indicatif hides it where that is no terminal.

@@ -114,9 +114,6 @@ impl Collector for LoopCollector {
     }
 }
 
-/// Families of the data cores that the control core publishes for the whole node: a name may appear once.
-const OF_THE_CONTROL_CORE: [&str; 1] = ["drystone_pgs"];
-
 /// The data cores' counters, read when they are asked for.
 pub struct DataCollector {
     cores: Vec<(CoreId, Arc<CoreMetrics>)>,
@@ -126,7 +123,7 @@ pub struct DataCollector {
 impl DataCollector {
     /// For the data cores of one node.
     pub fn new(cores: Vec<(CoreId, Arc<CoreMetrics>)>) -> prometheus::Result<Self> {
-        let descs = own_families(&cores)
+        let descs = families(&cores)
             .iter()
             .map(|family| {
                 let (name, help) = (family.name().to_string(), family.help().to_string());
@@ -143,14 +140,8 @@ impl Collector for DataCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        own_families(&self.cores)
+        families(&self.cores)
     }
-}
-
-fn own_families(cores: &[(CoreId, Arc<CoreMetrics>)]) -> Vec<MetricFamily> {
-    let mut all = families(cores);
-    all.retain(|family| !OF_THE_CONTROL_CORE.contains(&family.name()));
-    all
 }
 
 #[cfg(test)]
@@ -159,14 +150,17 @@ mod tests {
     use wire::SliceId;
 
     #[test]
-    fn both_collectors_fit_one_registry() {
+    fn every_room_s_families_fit_one_registry() {
         let registry = prometheus::Registry::new();
+        // A name may be registered once only: what the control core counts is not a data core's too.
+        control::ControlMetrics::new(&registry, "test").unwrap();
         registry.register(Box::new(LoopCollector::new(vec![(CoreId(0), Arc::default())]).unwrap())).unwrap();
         let data = vec![(CoreId(0), Arc::new(CoreMetrics::new(&[SliceId(7)])))];
         registry.register(Box::new(DataCollector::new(data).unwrap())).unwrap();
         let names: Vec<String> = registry.gather().iter().map(|family| family.name().to_string()).collect();
         assert!(names.iter().any(|name| name == "drystone_loop_enters_total"));
         assert!(names.iter().any(|name| name == "drystone_slice_open"));
+        assert!(names.iter().any(|name| name == "drystone_pgs"));
         let mut once = names.clone();
         once.dedup();
         assert_eq!(names, once);

@@ -372,8 +372,14 @@ impl ControlCore {
     fn on_bytes(&mut self, env: &mut dyn Env, conn: ConnId, bytes: &[u8]) {
         match self.http.bytes(env, conn, bytes) {
             Some(Wanted::Metrics) => {
-                let text = self.metrics_text(env.now());
-                self.http.answer(env, conn, 200, "text/plain; version=0.0.4; charset=utf-8", &text);
+                let (code, text) = match self.metrics_text(env.now()) {
+                    Ok(text) => (200, text),
+                    Err(error) => {
+                        tracing::error!(%error, "metrics cannot be written as text");
+                        (500, format!("metrics cannot be written: {error}\n"))
+                    }
+                };
+                self.http.answer(env, conn, code, "text/plain; version=0.0.4; charset=utf-8", &text);
             }
             Some(Wanted::Health) => {
                 let registered = self.registrar.is_registered();
@@ -384,8 +390,10 @@ impl ControlCore {
         }
     }
 
-    fn metrics_text(&mut self, now: Mono) -> String {
-        let Some(metrics) = &self.metrics else { return String::new() };
+    fn metrics_text(&mut self, now: Mono) -> Result<String, prometheus::Error> {
+        let Some(metrics) = &self.metrics else {
+            return Err(prometheus::Error::Msg("the control core's metrics were not registered".into()));
+        };
         let int = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         if let Meta::Voter(node) = &self.meta {
             let status = node.status();
@@ -410,10 +418,6 @@ impl ControlCore {
         }
         metrics.loop_lag.set(self.lag_ns as f64 / 1e9);
         self.lag_ns = 0;
-        metrics.pgs.reset();
-        for (state, count) in self.stats.states() {
-            metrics.pgs.with_label_values(&[state]).set(int(count));
-        }
         let live = self.view.live().len() as u64;
         metrics.nodes.with_label_values(&["up"]).set(int(live));
         let down = (self.view.nodes().len() as u64).saturating_sub(live);

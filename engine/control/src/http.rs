@@ -77,6 +77,7 @@ impl Http {
             400 => "Bad Request",
             404 => "Not Found",
             405 => "Method Not Allowed",
+            500 => "Internal Server Error",
             _ => "Service Unavailable",
         };
         let head = format!(

@@ -35,4 +35,5 @@ pub use config::{
     MetaRegion, Phase, StatusInner, Voter,
 };
 pub use core::ControlCore;
+pub use metrics::ControlMetrics;
 pub use planted::Planted;

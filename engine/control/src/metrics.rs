@@ -1,6 +1,6 @@
 //! Metrics of the control core, in the node's registry.
 
-use prometheus::{Encoder, Gauge, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// The gauges. They are set from the core's state when `/metrics` is asked for.
 pub struct ControlMetrics {
@@ -17,7 +17,6 @@ pub struct ControlMetrics {
     pub(crate) subscribers: IntGauge,
     pub(crate) closed: IntGaugeVec,
     pub(crate) loop_lag: Gauge,
-    pub(crate) pgs: IntGaugeVec,
     pub(crate) nodes: IntGaugeVec,
     pub(crate) director_records: IntGauge,
     pub(crate) director_conflicts: IntGauge,
@@ -67,7 +66,6 @@ impl ControlMetrics {
                 "drystone_control_loop_lag_seconds",
                 "Greatest lateness of the control core's tick since the last scrape.",
             )?,
-            pgs: labelled("drystone_pgs", "Placement groups this node is primary of, by state.", "state")?,
             nodes: labelled("drystone_nodes", "Nodes known to this node, by state.", "state")?,
             director_records: int(
                 "drystone_director_records",
@@ -89,13 +87,37 @@ impl ControlMetrics {
         Ok(this)
     }
 
-    /// Everything in the registry as Prometheus text.
-    pub fn text(&self) -> String {
-        let mut out = Vec::new();
-        let encoded = TextEncoder::new().encode(&self.registry.gather(), &mut out);
-        match encoded.map(|()| String::from_utf8(out)) {
-            Ok(Ok(text)) => text,
-            _ => String::new(),
+    /// Everything in the registry as Prometheus text. Fails when a collector's families cannot be written.
+    pub fn text(&self) -> Result<String, prometheus::Error> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus::core::{Collector, Desc};
+    use prometheus::proto::MetricFamily;
+
+    struct Nameless(Gauge);
+
+    impl Collector for Nameless {
+        fn desc(&self) -> Vec<&Desc> {
+            self.0.desc()
         }
+        fn collect(&self) -> Vec<MetricFamily> {
+            let mut families = self.0.collect();
+            families.iter_mut().for_each(|family| family.set_name(String::new()));
+            families
+        }
+    }
+
+    #[test]
+    fn a_family_that_cannot_be_written_is_an_error_and_not_an_empty_page() {
+        let registry = Registry::new();
+        let metrics = ControlMetrics::new(&registry, "test").unwrap();
+        assert!(metrics.text().unwrap().contains("drystone_raft_term 0"));
+        registry.register(Box::new(Nameless(Gauge::new("x", "y").unwrap()))).unwrap();
+        assert!(metrics.text().is_err());
     }
 }

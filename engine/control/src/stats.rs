@@ -70,15 +70,6 @@ impl Stats {
         }
     }
 
-    /// PGs of which this node is primary, by state.
-    pub fn states(&self) -> BTreeMap<&str, u64> {
-        let mut states = BTreeMap::new();
-        for stat in self.pgs.values() {
-            *states.entry(stat.state.as_str()).or_default() += 1;
-        }
-        states
-    }
-
     /// A new session has an empty lease: everything is to be written again.
     pub fn restart(&mut self) {
         self.written.clear();

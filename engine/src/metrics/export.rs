@@ -105,6 +105,12 @@ const CORE_COUNTERS: &[(&str, &str, CoreNumber)] = &[
     }),
     ("stale_epochs_total", "Requests refused because of an older epoch.", |m| m.stale_epochs.get()),
     ("resent_operations_total", "Sub-operations sent again after a reconnection.", |m| m.resent.get()),
+    ("recognised_changes_total", "Changes sent again that had been carried out already.", |m| {
+        m.recognised.get()
+    }),
+    ("lost_memories_total", "PGs that began to serve when nobody knew which changes had been made.", |m| {
+        m.memory_lost.get()
+    }),
     ("recovered_objects_total", "Object copies made equal to their primary.", |m| m.recovered_objects.get()),
     ("recovered_bytes_total", "Bytes sent to make object copies equal.", |m| m.recovered_bytes.get()),
     ("repaired_objects_total", "Bad own copies rewritten from another member.", |m| m.repaired.get()),

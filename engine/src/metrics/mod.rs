@@ -178,6 +178,10 @@ pub struct CoreMetrics {
     pub stale_epochs: Cell64,
     /// Sub-operations sent again after a reconnection.
     pub resent: Cell64,
+    /// Changes that a client sent again and that had been carried out already.
+    pub recognised: Cell64,
+    /// PGs that began to serve when nobody was left who knew which changes had been made.
+    pub memory_lost: Cell64,
     /// Objects pushed to members.
     pub recovered_objects: Cell64,
     /// Bytes pushed to members.

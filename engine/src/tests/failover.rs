@@ -164,6 +164,29 @@ fn a_late_sub_write_of_an_older_epoch_is_refused() {
     late_sub_write(Planted::none());
 }
 
+/// A sub-write is lost with its connection.
+pub(super) fn lost_sub_write(planted: Planted) {
+    let mut c = Cluster::with(9, planted);
+    c.decide(0, &[0, 1, 2], &[0, 1, 2]);
+    let conn = c.dial(0, 1);
+    c.put(conn, 1, 0, 1);
+    c.world.borrow_mut().hold(0, 2);
+    let write = c.write(conn, 1, 0, 2);
+    c.wait("the primary has it", |c| c.presence(0, 1).version().unwrap().counter == 2);
+    c.world.borrow_mut().lose(0, 2);
+    assert_eq!(c.status(write), Status::Ok);
+    c.crash(0);
+    c.crash(1);
+    c.decide(2, &[2], &[2]);
+    let conn = c.dial(2, 1);
+    assert_eq!(c.get(conn, 1, 0), 2, "acknowledged, so every member has it");
+}
+
+#[test]
+fn a_sub_write_lost_with_its_connection_is_sent_again() {
+    lost_sub_write(Planted::none());
+}
+
 #[test]
 fn writes_in_flight_are_completed_without_a_member_that_left() {
     let mut c = Cluster::new(6);

@@ -3,7 +3,9 @@
 mod cluster;
 mod data;
 mod failover;
+mod origins;
 mod random;
 mod refusals;
 mod returning;
+mod slices;
 mod world;

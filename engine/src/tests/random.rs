@@ -320,7 +320,8 @@ fn nothing_acknowledged_is_lost_in_random_schedules() {
     assert!(faults > 5000, "the schedules are too tame: {faults} faults");
 }
 
-/// The schedules see bugs: each of these is noticed by one of them, or by a late sub-write.
+/// The schedules see bugs: each of these is noticed by one of them, or by a late or lost sub-write
+/// or a change sent again.
 #[cfg(feature = "planted")]
 #[test]
 fn planted_bugs_are_noticed() {
@@ -329,7 +330,9 @@ fn planted_bugs_are_noticed() {
     let mut missed = Vec::new();
     for bug in Bug::all() {
         let planted = Planted::with(*bug);
-        let late = std::panic::catch_unwind(|| super::failover::late_sub_write(planted)).is_err();
+        let late = std::panic::catch_unwind(|| super::failover::late_sub_write(planted)).is_err()
+            || std::panic::catch_unwind(|| super::failover::lost_sub_write(planted)).is_err()
+            || std::panic::catch_unwind(|| super::origins::second_try_at_the_next_primary(planted)).is_err();
         let mut seeds = 0..if late { 1 } else { 300 };
         let noticed =
             seeds.find(|seed| late || std::panic::catch_unwind(|| schedule(*seed, planted)).is_err());

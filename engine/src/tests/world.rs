@@ -51,6 +51,8 @@ pub(super) struct World {
     /// The same for single connections, by the sender's end.
     held_conns: BTreeMap<ConnId, Vec<Frame>>,
     pub(super) told: Vec<(usize, CoreMsg)>,
+    /// Disk operations a node may have under way.
+    pub(super) disk_room: usize,
     /// Frames sent, by kind: for asserting what did not happen.
     pub(super) sent: Vec<(usize, wire::FrameKind)>,
 }
@@ -72,6 +74,7 @@ impl World {
             held: BTreeMap::new(),
             held_conns: BTreeMap::new(),
             told: Vec::new(),
+            disk_room: usize::MAX,
             sent: Vec::new(),
         }))
     }
@@ -289,6 +292,10 @@ impl Disk for CoreEnv {
     }
     fn submit(&mut self, _: DiskIndex, op: DiskOp, token: Token) -> Result<(), (Full, DiskOp)> {
         let mut world = self.world.borrow_mut();
+        let mine = |(node, _, due): &&(usize, u64, Due)| *node == self.node && matches!(due, Due::Disk(..));
+        if world.disk_room < usize::MAX && world.queue.values().filter(mine).count() >= world.disk_room {
+            return Err((Full, op));
+        }
         let at = world.now + 20_000 + world.random() % 20_000;
         world.at(at, self.node, Due::Disk(token, op));
         Ok(())

@@ -3,7 +3,7 @@
 use super::probe::{Actor, Address, Log, check, core, has_pattern, pattern, run_for, same};
 use super::{Scenario, World};
 use crate::buf::IoBuf;
-use crate::env::{CloseReason, ConnId, Env, Event, Frame, Framing, NetError, Token};
+use crate::env::{CloseReason, ConnId, Env, Event, FRAME_STALL_MS, Frame, Framing, Mono, NetError, Token};
 use std::net::SocketAddr;
 use wire::{BlockCrcs, FrameKind, Header, Status};
 
@@ -14,6 +14,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario { name: "net: closing is told once on both sides", run: close_once },
         Scenario { name: "net: raw bytes arrive whole before the orderly end", run: raw },
         Scenario { name: "net: what is no frame closes the connection, and only that", run: garbage },
+        Scenario { name: "net: a frame that stops half-way ends its connection", run: stalled },
         Scenario { name: "net: a receiver without buffers slows the sender and loses nothing", run: starved },
         Scenario { name: "net: a taken address is refused", run: taken },
         Scenario { name: "net: an expected reply brings its payload", run: expected },
@@ -240,12 +241,14 @@ fn raw(world: &mut dyn World) -> Result<(), String> {
     world.start(vec![
         core(0, 0, &[], move || {
             Actor::new(
-                (out, here),
-                |(out, here), env| listen(env, *here, Framing::Raw, out),
-                |_, env, event| {
+                (out, here, Vec::new()),
+                |(out, here, _), env| listen(env, *here, Framing::Raw, out),
+                |(_, _, asked), env, event| {
                     let Event::Bytes { conn, bytes } = event else { return };
+                    // Even two bytes may come in two pieces.
+                    asked.extend_from_slice(bytes.as_slice());
                     // The answer to "go": everything at once, then the end.
-                    if bytes.as_slice() == b"go" {
+                    if asked == b"go" {
                         let mut all = vec![0; BYTES];
                         pattern(3, &mut all);
                         for part in all.chunks(70_000) {
@@ -331,6 +334,62 @@ fn garbage(world: &mut dyn World) -> Result<(), String> {
     run_for(world, "good frames", &good, FRAMES as usize)?;
     same("reasons are violations of the protocol", log.all(), vec![true])?;
     same("frames of the good connection", good.all(), (0..FRAMES).collect())
+}
+
+fn stalled(world: &mut dyn World) -> Result<(), String> {
+    let (log, at) = (Log::new(), Address::new());
+    let (seen, out, into, here) = (log.clone(), at.clone(), at, world.listen_address(0));
+    world.start(vec![
+        core(0, 0, &[], move || {
+            Actor::new(
+                (seen, out, here, Mono(0)),
+                |(_, out, here, _), env| listen(env, *here, Framing::Frames, out),
+                |(seen, _, _, since), env, event| match event {
+                    Event::Accepted { .. } => *since = env.now(),
+                    Event::Frame { frame, .. } => seen.push((Some(frame.header.request), None, 0)),
+                    Event::Closed { reason, .. } => {
+                        seen.push((None, Some(reason), env.now().since(*since) / 1_000_000));
+                    }
+                    _ => {}
+                },
+            )
+        }),
+        core(1, 0, &[], move || {
+            Actor::new(
+                into,
+                |into, env| {
+                    connect_when_known(env, into, Framing::Raw);
+                },
+                |into, env, event| match event {
+                    Event::Timer { .. } => {
+                        connect_when_known(env, into, Framing::Raw);
+                    }
+                    Event::Connected { conn } => {
+                        // A whole frame, then one whose payload is not all there; and nothing more.
+                        let (mut bytes, mut head) = (Vec::new(), Vec::new());
+                        for n in 0..2 {
+                            if let Some(Frame { header, crcs, payload }) = frame(env, n, 4096) {
+                                header.encode_into(&crcs, &mut head);
+                                bytes.extend_from_slice(&head);
+                                bytes.extend_from_slice(payload.as_ref().map_or(&[], |p| p.as_slice()));
+                            }
+                        }
+                        bytes.truncate(bytes.len().saturating_sub(1000));
+                        if let Ok(bytes) = IoBuf::copy_of(&bytes) {
+                            let _ = env.send_bytes(conn, bytes);
+                        }
+                    }
+                    _ => {}
+                },
+            )
+        }),
+    ])?;
+    run_for(world, "the frame and the end", &log, 2)?;
+    let all = log.all();
+    let words: Vec<_> = all.iter().map(|(frame, end, _)| (*frame, *end)).collect();
+    same("events", words, vec![(Some(0), None), (None, Some(CloseReason::TimedOut))])?;
+    let after_ms = all.last().map_or(0, |(.., ms)| *ms);
+    check(after_ms >= FRAME_STALL_MS, format!("ended after {after_ms} ms, which is too early"))
 }
 
 fn starved(world: &mut dyn World) -> Result<(), String> {

@@ -46,7 +46,7 @@ impl Timers for SimEnv<'_> {
     fn set_timer(&mut self, at: Mono, token: Token) {
         let late = self.universe.disk_rng.below(20 * US);
         let due = self.clock().global(at).max(self.this().depart) + late;
-        self.universe.at(due, Action::Timer(self.core, token));
+        self.universe.set_timer(self.core, at, due, token);
     }
 }
 

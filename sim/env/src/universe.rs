@@ -11,8 +11,8 @@ use crate::env::SimEnv;
 use crate::net::{NetAction, SimNet};
 use crate::rng::Stream;
 use crate::trace::Trace;
-use reactor::{Arena, DiskInfo, Event, MESH_RING_MESSAGES, MeshMsg, Service, Token};
-use std::cmp::Ordering;
+use reactor::{Arena, DiskInfo, Event, MESH_RING_MESSAGES, MeshMsg, Mono, Service, Token};
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::net::Ipv4Addr;
 use wire::{CoreId, Header};
@@ -29,9 +29,13 @@ pub type DiskId = usize;
 pub(crate) enum Action {
     Start(CoreIdx),
     Wake(CoreIdx),
-    Timer(CoreIdx, Token),
+    /// A timer of the core is due: the earliest that waits, see `Core::timers`.
+    Timer(CoreIdx),
     Disk(DiskId, u64),
-    Mesh { from: CoreIdx, to: CoreIdx },
+    Mesh {
+        from: CoreIdx,
+        to: CoreIdx,
+    },
     Net(NetAction),
     Harness(u64),
 }
@@ -90,6 +94,9 @@ pub struct Core {
     pub(crate) disks: Vec<DiskId>,
     service: Option<Box<dyn Service>>,
     inbox: VecDeque<Event>,
+    /// Set and not delivered yet: by time, then by the order of setting, as production keeps them. How late
+    /// each alarm is varies; which timer it brings does not.
+    timers: BinaryHeap<Reverse<(Mono, u64, Token)>>,
     alive: bool,
     wake_queued: bool,
     busy_until: Nanos,
@@ -235,6 +242,7 @@ impl Universe {
             disks: spec.disks,
             service: Some(spec.service),
             inbox: VecDeque::new(),
+            timers: BinaryHeap::new(),
             alive: true,
             wake_queued: false,
             busy_until: 0,
@@ -261,6 +269,23 @@ impl Universe {
         self.queue.push(Entry { at: at.max(self.now), tie, seq: self.seq, what });
     }
 
+    pub(crate) fn set_timer(&mut self, core: CoreIdx, at: Mono, due: Nanos, token: Token) {
+        let set = self.seq;
+        if let Some(core) = self.cores.get_mut(core) {
+            core.timers.push(Reverse((at, set, token)));
+        }
+        self.at(due, Action::Timer(core));
+    }
+
+    /// One alarm, one timer. Every alarm that has rung belongs to a timer that is due, and one fewer has
+    /// been taken: the earliest that waits is never early.
+    fn timer_due(&mut self, core: CoreIdx) {
+        let timer = self.cores.get_mut(core).and_then(|core| core.timers.pop());
+        if let Some(Reverse((_, _, token))) = timer {
+            self.deliver(core, Event::Timer { token });
+        }
+    }
+
     /// When the next thing happens.
     pub fn next_at(&self) -> Option<Nanos> {
         self.queue.peek().map(|entry| entry.at)
@@ -275,7 +300,7 @@ impl Universe {
             Action::Harness(tag) => return Step::Harness(tag),
             Action::Start(core) => self.start_core(core),
             Action::Wake(core) => self.run_core(core),
-            Action::Timer(core, token) => self.deliver(core, Event::Timer { token }),
+            Action::Timer(core) => self.timer_due(core),
             Action::Disk(disk, op) => {
                 if let Some((from, op, result)) = self.disks.get_mut(disk).and_then(|disk| disk.complete(op))
                 {
@@ -536,6 +561,7 @@ impl Universe {
             core.alive = false;
             core.service = None;
             core.inbox.clear();
+            core.timers.clear();
             if let Ok(tiny) = Arena::new(0) {
                 core.arena = tiny;
             }

@@ -15,6 +15,13 @@ const LOOK_NS: u64 = 50 * US;
 /// The harness's only tag.
 const LOOK: u64 = 1;
 
+/// Seeds per scenario, unless the environment variable `CONFORMANCE_SEEDS` asks for another number.
+const SEEDS: u64 = 20;
+
+fn seeds() -> u64 {
+    std::env::var("CONFORMANCE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS)
+}
+
 struct Simulated {
     universe: Universe,
 }
@@ -87,7 +94,7 @@ impl World for Simulated {
 fn the_simulated_environment_conforms() {
     let mut failures = Vec::new();
     for scenario in all() {
-        for seed in 1..=20 {
+        for seed in 1..=seeds() {
             if let Err(error) = (scenario.run)(&mut Simulated::new(seed)) {
                 failures.push(format!("{} (seed {seed}): {error}", scenario.name));
                 break;

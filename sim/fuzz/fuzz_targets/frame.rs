@@ -1,11 +1,11 @@
 //! Bytes from a socket, as the transport treats them: a header, its checksums, list entries.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use wire::frame::{Header, ListEntry};
+use wire::frame::{Header, ListEntry, OriginEntry};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(lengths) = Header::peek(bytes) {
-        assert!(lengths.total() <= 96 + 128 + (1 << 20), "a length beyond every bound was believed");
+        assert!(lengths.total() <= wire::HEADER_BYTES + 128 + (1 << 20), "a length beyond every bound was believed");
     }
     if let Ok((header, crcs)) = Header::decode(bytes) {
         let mut again = Vec::new();
@@ -16,5 +16,10 @@ fuzz_target!(|bytes: &[u8]| {
         let mut again = Vec::new();
         entries.for_each(|entry| entry.encode(&mut again));
         assert_eq!(again.len(), bytes.len());
+    }
+    if let Some(entries) = OriginEntry::decode_all(bytes) {
+        let mut again = Vec::new();
+        entries.for_each(|entry| entry.encode(&mut again));
+        assert_eq!(again, bytes);
     }
 });

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
-use wire::BLOCK_BYTES;
+use wire::{BLOCK_BYTES, OBJECT_BLOCKS};
 
 /// What a block holds: the number of the write that filled it, 0 for zeroes.
 pub type Value = u64;
@@ -69,7 +69,7 @@ impl Place {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "image {} block {} (object {})", self.image, self.block, self.block / 32)
+        write!(f, "image {} block {} (object {})", self.image, self.block, self.block / OBJECT_BLOCKS as u64)
     }
 }
 
@@ -119,12 +119,48 @@ pub struct Pending {
     slots: Vec<usize>,
 }
 
+/// When a change may take effect once more: what the nodes remember of changes made is bounded, and lives in
+/// their processes.
+#[derive(Clone, Default, Debug)]
+pub struct Memory {
+    /// Between these stamps a primary began to serve when nobody was left who knew which changes had been
+    /// made: it says so itself, and `cluster` checks that its process had ended before.
+    lost: Vec<(Stamp, Stamp)>,
+    /// Changes begun up to a stamp, each counted once per object.
+    begun: Vec<(Stamp, u64)>,
+}
+
+impl Memory {
+    /// Whether an operation's life spans a loss of memory, or so many other changes that it may have been
+    /// forgotten among them. One of unknown outcome lives on.
+    pub fn may_be_forgotten(&self, op: &OpRecord) -> bool {
+        let end = op.end.unwrap_or(Stamp::MAX);
+        let lost = self.lost.iter().any(|(from, to)| op.start <= *to && end >= *from);
+        // Half of what is remembered of one PG: some that began before may have been counted later.
+        lost || self.begun_by(end) - self.begun_by(op.start) > engine::ORIGINS_PER_PG_MAX as u64 / 2
+    }
+
+    /// How often memory was lost.
+    pub fn losses(&self) -> usize {
+        self.lost.len()
+    }
+
+    fn begun_by(&self, stamp: Stamp) -> u64 {
+        let at = self.begun.partition_point(|(start, _)| *start <= stamp);
+        at.checked_sub(1).and_then(|at| self.begun.get(at)).map_or(0, |(_, count)| *count)
+    }
+}
+
 /// Everything that clients did.
 #[derive(Default)]
 pub struct History {
     blocks: BTreeMap<Place, Vec<OpRecord>>,
     clock: Rc<Cell<Stamp>>,
     next_value: Value,
+    /// See `Memory`.
+    pub memory: Memory,
+    /// When losses of memory were last looked for.
+    looked: Stamp,
     /// Writes acknowledged.
     pub acked_writes: u64,
     /// Reads answered.
@@ -169,6 +205,10 @@ impl History {
         value: Option<Value>,
     ) -> Pending {
         let start = self.tick();
+        let objects =
+            (first.block + blocks - 1) / OBJECT_BLOCKS as u64 - first.block / OBJECT_BLOCKS as u64 + 1;
+        let before = self.memory.begun.last().map_or(0, |(_, count)| *count);
+        self.memory.begun.push((start, before + objects));
         let mut slots = Vec::with_capacity(blocks as usize);
         for nth in 0..blocks {
             let place = Place { image: first.image, block: first.block + nth };
@@ -178,6 +218,15 @@ impl History {
             list.push(OpRecord { client, did, start, end: None, at });
         }
         Pending { first, blocks, value, start, at, client, slots }
+    }
+
+    /// Memory was lost, or not, since the last call.
+    pub fn look_at_memory(&mut self, lost: bool) {
+        let now = self.clock.get();
+        if lost {
+            self.memory.lost.push((self.looked, now));
+        }
+        self.looked = now;
     }
 
     /// A write, discard or write-zeroes was acknowledged.

@@ -4,12 +4,12 @@
 //! keep. One that several touch is judged by an exhaustive search with memory (after Wing and Gong, and
 //! Lowe) that keeps each client's own order; that order also keeps the search small.
 //!
-//! A change that a client sends again, because no answer came, may take effect more than once until it is
-//! answered. To the client itself this never shows: what it submits behind it waits. To others it may: a
-//! second effect can hide what they wrote in between, as with any disk that several hosts share. So a block
-//! of several clients is judged with repeated effects allowed while a change is under way.
+//! A change takes effect once, however often its client has to send it. The one exception: the nodes recognise
+//! a change that is sent again by what their processes remember, so a change that was under way when all that
+//! knew it had died (or that was outlived by thousands of others) may take effect again, until it is answered
+//! (`Memory`). To the client itself this never shows: what it submits behind it waits.
 
-use super::history::{Did, OpRecord, Place, Stamp, Value, show};
+use super::history::{Did, Memory, OpRecord, Place, Stamp, Value, show};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Points the exhaustive search may visit for one block before it gives up (and says so).
@@ -27,11 +27,11 @@ pub enum Verdict {
 }
 
 /// Judges one block's operations, given in order of submission.
-pub fn judge(place: Place, ops: &[OpRecord]) -> Verdict {
+pub fn judge(place: Place, ops: &[OpRecord], memory: &Memory) -> Verdict {
     let clients: BTreeSet<usize> = ops.iter().map(|op| op.client).collect();
     let verdict = match clients.len() {
         0 | 1 => in_order(ops),
-        _ => search(ops, Effects::Repeated),
+        _ => search(ops, &|op| memory.may_be_forgotten(op)),
     };
     match verdict {
         Verdict::Illegal(why) => Verdict::Illegal(format!("{place}: {why}\n{}", show(ops))),
@@ -100,33 +100,27 @@ struct Point {
     used: Vec<Value>,
 }
 
-/// How often a change may take effect.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Effects {
-    /// Once.
-    Once,
-    /// Any number of times between submission and answer.
-    Repeated,
-}
+/// Which changes may take effect any number of times between submission and answer; all others do once.
+pub type MayRepeat<'a> = &'a dyn Fn(&OpRecord) -> bool;
 
 /// The operations as the search wants them.
 struct Plan<'a> {
-    effects: Effects,
+    may_repeat: MayRepeat<'a>,
     /// Per client, its operations of known outcome in order of submission.
     lanes: Vec<Vec<&'a OpRecord>>,
     /// Per client and operation, the earliest end from there on.
     ends: Vec<Vec<Stamp>>,
-    /// When zeroings of unknown outcome began, in order.
-    zeroings: Vec<Stamp>,
-    /// When writes of unknown outcome began.
-    unknown: BTreeMap<Value, Stamp>,
+    /// Zeroings of unknown outcome, in order of submission.
+    zeroings: Vec<&'a OpRecord>,
+    /// Writes of unknown outcome.
+    unknown: BTreeMap<Value, &'a OpRecord>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(ops: &'a [OpRecord], effects: Effects) -> Self {
+    fn new(ops: &'a [OpRecord], may_repeat: MayRepeat<'a>) -> Self {
         let mut by_client: BTreeMap<usize, Vec<&OpRecord>> = BTreeMap::new();
         let mut plan = Plan {
-            effects,
+            may_repeat,
             lanes: Vec::new(),
             ends: Vec::new(),
             zeroings: Vec::new(),
@@ -135,9 +129,9 @@ impl<'a> Plan<'a> {
         for op in ops {
             match (op.end, op.did) {
                 (Some(_), _) => by_client.entry(op.client).or_default().push(op),
-                (None, Did::Write(0)) => plan.zeroings.push(op.start),
+                (None, Did::Write(0)) => plan.zeroings.push(op),
                 (None, Did::Write(value)) => {
-                    plan.unknown.insert(value, op.start);
+                    plan.unknown.insert(value, op);
                 }
                 (None, Did::Read(_)) => {}
             }
@@ -182,9 +176,10 @@ impl<'a> Plan<'a> {
         }
     }
 
-    fn writes(&self, lane: usize, at: usize, value: Value, horizon: Stamp) -> bool {
+    /// Whether this operation may write the value once more, now and again later.
+    fn repeats(&self, lane: usize, at: usize, value: Value, horizon: Stamp) -> bool {
         let op = self.lanes.get(lane).and_then(|ops| ops.get(at));
-        op.is_some_and(|op| op.did == Did::Write(value) && op.start <= horizon)
+        op.is_some_and(|op| op.did == Did::Write(value) && op.start <= horizon && (self.may_repeat)(op))
     }
 
     /// What may take effect next after `point`; `None` when everything has.
@@ -199,10 +194,7 @@ impl<'a> Plan<'a> {
             return None;
         }
         let mut after = Vec::new();
-        let under_way = |value| {
-            self.effects == Effects::Repeated
-                && candidates.iter().any(|(lane, at)| self.writes(*lane, *at, value, horizon))
-        };
+        let under_way = |value| candidates.iter().any(|(lane, at)| self.repeats(*lane, *at, value, horizon));
         for &(lane, at) in &candidates {
             let op = self.lanes.get(lane).and_then(|ops| ops.get(at)).filter(|op| op.start <= horizon);
             let Some(op) = op else { continue };
@@ -215,21 +207,22 @@ impl<'a> Plan<'a> {
                 // A read of what is there changes nothing: it may as well come at once.
                 Did::Read(value) if value == point.value => return Some(vec![step]),
                 Did::Read(value) if under_way(value) => step.value = value,
-                Did::Read(0) if self.zeroings.get(point.zeroed).is_some_and(|start| *start <= horizon) => {
+                Did::Read(0) => {
+                    let Some(by) = self.zeroings.get(point.zeroed).filter(|by| by.start <= horizon) else {
+                        continue;
+                    };
                     step.value = 0;
-                    step.zeroed += usize::from(self.effects == Effects::Once);
+                    step.zeroed += usize::from(!(self.may_repeat)(by));
                 }
-                Did::Read(value)
-                    if self.unknown.get(&value).is_some_and(|start| *start <= horizon)
-                        && !point.used.contains(&value) =>
-                {
+                Did::Read(value) => {
+                    let by = self.unknown.get(&value).filter(|by| by.start <= horizon);
+                    let Some(by) = by.filter(|_| !point.used.contains(&value)) else { continue };
                     step.value = value;
-                    if self.effects == Effects::Once {
+                    if !(self.may_repeat)(by) {
                         step.used.push(value);
                         step.used.sort_unstable();
                     }
                 }
-                Did::Read(_) => continue,
             }
             after.push(step);
         }
@@ -241,8 +234,8 @@ impl<'a> Plan<'a> {
 /// operations keep their order of submission, except that reads are free among each other. One of unknown
 /// outcome takes effect right before the first
 /// read that needs it, for an effect that nobody reads is none.
-pub fn search(ops: &[OpRecord], effects: Effects) -> Verdict {
-    let plan = Plan::new(ops, effects);
+pub fn search(ops: &[OpRecord], may_repeat: MayRepeat<'_>) -> Verdict {
+    let plan = Plan::new(ops, may_repeat);
     let start =
         Point { done: vec![LaneDone::default(); plan.lanes.len()], value: 0, zeroed: 0, used: Vec::new() };
     let mut visited: BTreeSet<Point> = BTreeSet::new();
@@ -375,7 +368,7 @@ mod tests {
             }
             ops.sort_by_key(|op| op.start);
             let fast = zones(&ops);
-            let slow = search(&ops, Effects::Once);
+            let slow = search(&ops, &|_| false);
             assert_eq!(
                 matches!(fast, Verdict::Legal),
                 matches!(slow, Verdict::Legal),
@@ -391,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_sent_again_may_hide_what_others_wrote_until_it_is_answered_but_not_after() {
+    fn a_change_that_may_be_forgotten_may_hide_what_others_wrote_until_it_is_answered_but_not_after() {
         let history = |end| {
             [
                 op(0, Did::Write(1), 1, Some(end)),
@@ -400,11 +393,11 @@ mod tests {
                 op(1, Did::Read(1), 8, Some(9)),
             ]
         };
-        assert!(matches!(search(&history(7), Effects::Once), Verdict::Illegal(_)));
-        assert_eq!(search(&history(7), Effects::Repeated), Verdict::Legal);
+        assert!(matches!(search(&history(7), &|_| false), Verdict::Illegal(_)));
+        assert_eq!(search(&history(7), &|_| true), Verdict::Legal);
         let mut answered = history(3);
         answered[1].end = Some(2);
-        assert!(matches!(search(&answered, Effects::Repeated), Verdict::Illegal(_)));
+        assert!(matches!(search(&answered, &|_| true), Verdict::Illegal(_)));
     }
 
     #[test]
@@ -415,9 +408,12 @@ mod tests {
             op(0, Did::Read(1), 4, Some(5)),
             op(0, Did::Read(0), 7, Some(8)),
         ];
-        assert_eq!(judge(Place { image: 0, block: 0 }, &ops), Verdict::Legal);
+        assert_eq!(judge(Place { image: 0, block: 0 }, &ops, &Memory::default()), Verdict::Legal);
         let mut late = ops;
         late[3].did = Did::Read(1);
-        assert!(matches!(judge(Place { image: 0, block: 0 }, &late), Verdict::Illegal(_)));
+        assert!(matches!(
+            judge(Place { image: 0, block: 0 }, &late, &Memory::default()),
+            Verdict::Illegal(_)
+        ));
     }
 }

@@ -5,7 +5,7 @@
 use super::{BROKEN_RESET, BROKEN_TIMEOUT};
 use crate::clock::{Nanos, US};
 use crate::universe::{Action, CoreIdx, HostId, Universe};
-use reactor::{CloseReason, ConnId, Event, Frame, Framing, Full, IoBuf};
+use reactor::{CloseReason, ConnId, Event, FRAME_STALL_MS, Frame, Framing, Full, IoBuf};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use wire::{BlockCrcs, HEADER_BYTES, Header, HeaderError};
@@ -27,6 +27,8 @@ pub(crate) enum NetAction {
     Reset { conn: usize, end: usize },
     /// Unacknowledged bytes of this end may have waited too long.
     UserTimeout { conn: usize, end: usize },
+    /// A frame of which a part has come may have stopped half-way.
+    Stalled { conn: usize, end: usize },
     /// The service's own `close` takes effect.
     ClosedLocally { conn: usize, end: usize },
 }
@@ -59,11 +61,14 @@ struct End {
     expects: Vec<(u64, IoBuf)>,
     /// Bytes of a frame that is not complete yet, when the peer sends raw bytes.
     partial: Vec<u8>,
+    /// Until when the next of them must come.
+    stall_at: Nanos,
 }
 
 impl End {
     fn new(core: CoreIdx, host: HostId, framing: Framing) -> Self {
-        Self { core, host, framing, open: true, closing: false, expects: Vec::new(), partial: Vec::new() }
+        let (expects, partial) = (Vec::new(), Vec::new());
+        Self { core, host, framing, open: true, closing: false, expects, partial, stall_at: 0 }
     }
 }
 
@@ -181,6 +186,7 @@ impl Universe {
             NetAction::Deliver { conn, dir } => self.net_deliver(conn, dir),
             NetAction::Reset { conn, end } => self.net_end(conn, end, BROKEN_RESET),
             NetAction::UserTimeout { conn, end } => self.net_user_timeout(conn, end),
+            NetAction::Stalled { conn, end } => self.net_stalled(conn, end),
             NetAction::ClosedLocally { conn, end } => self.net_end(conn, end, CloseReason::Local),
         }
     }
@@ -505,8 +511,28 @@ impl Universe {
 
     /// Raw bytes reach an end that expects frames.
     fn net_reassemble(&mut self, index: usize, to: usize, bytes: &[u8]) {
+        let now = self.now;
         let Some(end) = self.net.conns.get_mut(&index).and_then(|conn| conn.end_mut(to)) else { return };
         end.partial.extend_from_slice(bytes);
+        // By the clock of the receiving host, whose kernel or transport counts.
+        let clock = self.hosts.get(end.host).map(|host| host.clock).unwrap_or_default();
+        end.stall_at = clock.global(clock.local(now).plus_ms(FRAME_STALL_MS));
+        let at = end.stall_at;
+        self.at(at, Action::Net(NetAction::Stalled { conn: index, end: to }));
+        self.net_cut_frames(index, to);
+    }
+
+    /// The connection ends when no byte of a frame's rest has come for too long.
+    fn net_stalled(&mut self, index: usize, to: usize) {
+        let now = self.now;
+        let Some(end) = self.net.conns.get(&index).and_then(|conn| conn.end(to)) else { return };
+        if end.open && !end.partial.is_empty() && end.stall_at <= now {
+            self.net_end(index, to, CloseReason::TimedOut);
+            self.net_send_reset(index, 1 - to);
+        }
+    }
+
+    fn net_cut_frames(&mut self, index: usize, to: usize) {
         loop {
             let Some(end) = self.net.conns.get_mut(&index).and_then(|conn| conn.end_mut(to)) else { return };
             if end.partial.len() < HEADER_BYTES {
