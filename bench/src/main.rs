@@ -3,11 +3,12 @@
 //!
 //! Three single-reactor nodes with disks on tmpfs and fio with our engine share one core, so that the
 //! figures are software cost and nothing else; plain fio on a tmpfs file on the same core, in the same
-//! minute, is the yardstick R. `rows` says what is measured and what is to be reached, `setting` makes the
+//! minute, is the yardstick R; for latency it is a TCP round trip (`echo`). `rows` says what is measured and what is to be reached, `setting` makes the
 //! cluster and pins everything, `report` prints and writes.
 //!
 //! This room may know the client, and the parts of `cli` that start nodes and fio. Start reading at `run`.
 
+mod echo;
 mod report;
 mod rows;
 mod setting;
@@ -19,6 +20,7 @@ use cli::scrape::Counters;
 use report::{Measured, Report};
 use rows::{ROWS, Row};
 use setting::Setting;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -45,6 +47,9 @@ struct Args {
     /// Where the disks' files are made: a tmpfs
     #[arg(long, default_value = "/dev/shm")]
     dir: PathBuf,
+    /// Be the other end of the round trips measured (this program starts itself with it)
+    #[arg(long = echo::FLAG, hide = true)]
+    answer_to: Option<SocketAddr>,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +63,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), CliError> {
+    if let Some(to) = args.answer_to {
+        return echo::answer(to);
+    }
     let runs = args.runs.unwrap_or(if args.quick { 1 } else { 5 }).max(1);
     let seconds = args.seconds.unwrap_or(if args.quick { 1 } else { 4 });
     let wanted = |name: &str| args.only.as_ref().is_none_or(|part| name.contains(part.as_str()));
@@ -78,6 +86,7 @@ fn run(args: &Args) -> Result<(), CliError> {
         progress("filling the image and the plain file");
         setting.fill()?;
         for round in 1..=runs {
+            report.add_round_trip(echo::round_trip_us()?);
             for row in &rows {
                 progress(&format!("run {round} of {runs}: {}", row.name));
                 measure(&mut setting, &mut report, row, seconds)?;

@@ -90,6 +90,8 @@ fn median<T>(runs: &[T], value: impl Fn(&T) -> f64) -> f64 {
 /// Everything measured.
 pub struct Report {
     entries: Vec<Entry>,
+    /// Microseconds of a TCP round trip between two processes on the core, each round.
+    round_trips_us: Vec<f64>,
     cpu: usize,
     runs: usize,
     seconds: u32,
@@ -98,13 +100,22 @@ pub struct Report {
 impl Report {
     /// Nothing yet.
     pub fn new(cpu: usize, runs: usize, seconds: u32) -> Self {
-        Self { entries: Vec::new(), cpu, runs, seconds }
+        Self { entries: Vec::new(), round_trips_us: Vec::new(), cpu, runs, seconds }
     }
 
     /// Adds a figure that is no fio run.
     pub fn add_single(&mut self, name: &str, unit: &'static str, values: Vec<f64>, reach: Reach) {
         let (runs, plain) = (Vec::new(), Vec::new());
         self.entries.push(Entry { name: name.into(), unit, reach, runs, plain, values });
+    }
+
+    /// Adds a measurement of the latency's yardstick.
+    pub fn add_round_trip(&mut self, us: f64) {
+        self.round_trips_us.push(us);
+    }
+
+    fn round_trip_us(&self) -> Option<f64> {
+        (!self.round_trips_us.is_empty()).then(|| median(&self.round_trips_us, |us| *us))
     }
 
     /// Adds a run of a row.
@@ -167,7 +178,13 @@ impl Report {
                 of(|run| run.allocations_per_op, 4),
             ]);
         }
-        table.print()
+        table.print()?;
+        match self.round_trip_us() {
+            Some(us) => output::line(&format!(
+                "yardstick of latency: a TCP round trip between two processes on this core takes {us:.1} us"
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Writes `target/bench/results.json`.
@@ -193,6 +210,9 @@ impl Report {
             if let Some(value) = entry.plain() {
                 plain.insert(entry.name.clone(), json!({ "value": value, "unit": entry.unit }));
             }
+        }
+        if let Some(us) = self.round_trip_us() {
+            plain.insert("tcp-round-trip".into(), json!({ "value": us, "unit": "us" }));
         }
         root.insert("plain".into(), plain.into());
         root.insert("machine".into(), self.machine());
