@@ -193,7 +193,10 @@ fn run_planted(args: &Args) -> ExitCode {
     let began = Instant::now();
     let first = args.from.unwrap_or(1);
     let wanted = args.bug.clone().unwrap_or_default();
+    let named = args.bug.is_some();
     let cases: Vec<Case> = planted::cases().into_iter().filter(|case| case.name.contains(&wanted)).collect();
+    let (cases, left_out): (Vec<Case>, Vec<Case>) =
+        cases.into_iter().partition(|case| named || case.left_out.is_none());
     let all = cases.len();
     let (mut caught, mut missed) = (0, Vec::new());
     println!("{:<40} {:>5} {:>7}  noticed by", "bug", "seeds", "seconds");
@@ -216,6 +219,9 @@ fn run_planted(args: &Args) -> ExitCode {
         println!("without a bug: FAILED {outcome}");
     } else {
         println!("without a bug: {} seeds of each scenario and corner are green", planted::CONTROL_SEEDS);
+    }
+    for case in &left_out {
+        println!("left out: {}: {}", case.name, case.left_out.unwrap_or_default());
     }
     println!("{caught} of {all} planted bugs noticed; missed: {missed:?}");
     if missed.is_empty() && control.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

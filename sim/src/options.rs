@@ -51,6 +51,8 @@ pub enum Focus {
     Churn,
     /// Nodes that are stopped or cut off while their clocks run apart.
     Isolation,
+    /// Power cuts, of single nodes and of all at once.
+    Power,
 }
 
 /// Everything that a seed decides.
@@ -152,13 +154,18 @@ impl Options {
         options.faults = match focus {
             Focus::None => options.faults,
             Focus::Breaks => {
-                options.net.reset_ppm = 1_000;
+                (options.net.reset_ppm, options.net.corrupt_ppm) = (1_000, 300);
                 options.fault_for_ns = 3 * SEC;
                 FaultWeights { reset: 20, clog: 20, kill: 3, ..FaultWeights::default() }
             }
             Focus::Churn => {
                 options.fault_for_ns = 700 * MS;
                 FaultWeights { kill: 20, power: 10, reset: 10, blackout: 1, ..FaultWeights::default() }
+            }
+            Focus::Power => {
+                options.fault_for_ns = 300 * MS;
+                options.write_through = false;
+                FaultWeights { kill: 5, power: 20, blackout: 20, ..FaultWeights::default() }
             }
             Focus::Isolation => {
                 options.fault_for_ns = 4 * SEC;

