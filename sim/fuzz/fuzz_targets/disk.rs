@@ -69,7 +69,7 @@ fuzz_target!(|bytes: &[u8]| {
         while let Some((record, used)) = Record::decode(rest, DISK_BLOCKS) {
             assert!(used > 0 && used <= rest.len());
             let mut again = vec![0; used];
-            assert_eq!(record.encode(&mut again, 0), used);
+            assert_eq!(record.as_ref().encode(&mut again, 0), used);
             rest = &rest[used..];
         }
         return;
