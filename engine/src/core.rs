@@ -228,6 +228,7 @@ impl DataCore {
     fn housekeeping(&mut self, env: &mut dyn Env) {
         self.expire_hellos(env);
         self.forget_peers(env);
+        self.rest_stores();
         self.slice_stats();
         self.repeat_reports(env);
         self.end_superseded(env);

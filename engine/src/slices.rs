@@ -264,6 +264,18 @@ impl DataCore {
         self.slice_failed(env, at);
     }
 
+    /// Lets stores with nothing under way settle what they have written last.
+    pub(crate) fn rest_stores(&mut self) {
+        for slice in &mut self.slices {
+            if slice.life == SliceLife::Open
+                && let Some(store) = slice.store.as_mut()
+            {
+                store.rest();
+                slice.has_unflushed = true;
+            }
+        }
+    }
+
     /// Reports every slice whose numbers changed.
     pub(crate) fn slice_stats(&mut self) {
         for at in 0..self.slices.len() {

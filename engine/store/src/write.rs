@@ -82,6 +82,10 @@ pub(crate) struct Log {
     released: VecDeque<(u64, u64)>,
     /// A mutation was refused for want of space that recycling would give.
     pub(crate) want_space: bool,
+    /// The last commit that brought data.
+    last_data: u64,
+    /// An empty commit is to name the last one as durable.
+    want_rest: bool,
     /// Freed blocks for the next one-block writes (`StoreOptions::eager_reuse`), else empty.
     pub(crate) eager: Vec<u64>,
 }
@@ -100,6 +104,8 @@ impl Log {
             blocks: Vec::new(),
             released: VecDeque::new(),
             want_space: false,
+            last_data: 0,
+            want_rest: false,
             eager: Vec::new(),
         }
     }
@@ -522,6 +528,16 @@ impl SliceStore {
         commit.pieces.push(Piece { addr, blocks, bufs });
     }
 
+    /// To be called now and then, before `flush`. When nothing is under way, the last commits are named as
+    /// durable by an empty one: otherwise their data would be verified again at the next opening, and a block
+    /// of it that decays meanwhile would look like a commit that a power cut has torn.
+    pub fn rest(&mut self) {
+        let room = self.available() > self.checkpoint_need() + self.reserve() / 4;
+        if self.life == Life::Running && self.log.is_idle() && self.log.last_data > self.log.named && room {
+            self.log.want_rest = true;
+        }
+    }
+
     /// Closes the commit being built: from now on the next commit's place is fixed.
     pub(crate) fn seal_commit(&mut self) {
         let Some(mut commit) = self.log.building.take() else { return };
@@ -532,18 +548,23 @@ impl SliceStore {
             return;
         }
         commit.next = self.log.head.start;
+        if commit.data_blocks > 0 {
+            self.log.last_data = commit.number;
+        }
         self.log.sealed.push_back(commit);
     }
 
     /// Submits what may be submitted.
     pub(crate) fn submit_commits(&mut self, env: &mut dyn Env) {
         let idle = self.log.in_flight.is_empty() && self.log.sealed.is_empty();
-        if self.log.want_space && idle && self.log.building.is_none() && !self.log.released.is_empty() {
+        let wanted = self.log.want_rest || self.log.want_space && !self.log.released.is_empty();
+        if wanted && idle && self.log.building.is_none() {
             // An empty commit names the last one as durable, which frees what that one superseded.
             if self.begin_commit(env).is_err() {
                 return;
             }
         }
+        self.log.want_rest = false;
         while self.log.in_flight.len() < COMMITS_IN_FLIGHT_MAX {
             if self.log.sealed.is_empty() {
                 if self.log.in_flight.len() >= COMMITS_SMALL_MAX && !self.building_is_worth_it() {
