@@ -23,6 +23,8 @@ pub struct Nemesis {
     wounds: Vec<(u64, Wound)>,
     /// Data at rest is damaged on this node only: one copy of an object at most.
     victim: usize,
+    /// Some of it cannot be read at all.
+    made_unreadable: bool,
     verbose: bool,
     /// Faults so far, by name.
     pub counts: std::collections::BTreeMap<&'static str, u64>,
@@ -55,7 +57,7 @@ impl Nemesis {
     pub fn new(seed: u64, nodes: usize, verbose: bool) -> Self {
         let mut rng = Stream::new(seed, "nemesis");
         let victim = rng.below(nodes as u64) as usize;
-        Self { rng, wounds: Vec::new(), victim, verbose, counts: Default::default() }
+        Self { rng, wounds: Vec::new(), victim, made_unreadable: false, verbose, counts: Default::default() }
     }
 
     fn say(&self, cluster: &Cluster, text: &str) {
@@ -112,6 +114,23 @@ impl Nemesis {
             disk.transient_error_ppm = 0;
         }
         self.say(cluster, "heals everything");
+        self.exchange_bad_disks(cluster);
+    }
+
+    /// A slice rightly refuses to open when it cannot read the block where its log may go on: nobody can
+    /// tell a block never written there from an acknowledged commit. An operator would exchange the drive
+    /// and start the node again.
+    fn exchange_bad_disks(&mut self, cluster: &mut Cluster) {
+        if !self.made_unreadable {
+            return;
+        }
+        for disk in cluster.nodes[self.victim].disks.clone() {
+            cluster.universe.disks[disk].lift_unreadable();
+        }
+        if cluster.nodes[self.victim].state == NodeState::Running {
+            cluster.kill_node(self.victim);
+            cluster.revive(self.victim);
+        }
     }
 
     /// Lets something happen.
@@ -270,6 +289,7 @@ impl Nemesis {
         let damage =
             self.rng.weighted((1, Damage::BitRot), &[(1, Damage::Unreadable), (1, Damage::ZeroedSector)]);
         self.say(cluster, &format!("{damage:?} at disk {disk} block {block}"));
+        self.made_unreadable |= damage == Damage::Unreadable;
         cluster.universe.disks[disk].damage(block, damage).then_some("damage")
     }
 

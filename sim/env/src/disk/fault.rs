@@ -103,6 +103,11 @@ impl SimDisk {
         self.overlays.keys().copied().collect()
     }
 
+    /// Unreadable blocks read again as what they are: the drive has been exchanged for a copy of itself.
+    pub fn lift_unreadable(&mut self) {
+        self.overlays.retain(|_, overlay| !matches!(overlay, Overlay::Unreadable));
+    }
+
     /// Lifts every injected fault: damage at rest, armed faults, slowness, one-off errors.
     pub fn heal(&mut self) {
         self.overlays.clear();
