@@ -18,6 +18,7 @@ pub fn is_valid(request: &MetaRequest) -> bool {
             let compares_ok = compares.len() <= TXN_OPS_MAX
                 && compares.iter().all(|compare| match compare {
                     Compare::ModRevision { key, .. } | Compare::Exists { key } => is_key(key),
+                    Compare::Bound { key, lease } => is_key(key) && *lease != 0,
                 });
             let writes_ok = writes.len() <= TXN_OPS_MAX
                 && writes.iter().all(|write| match write {

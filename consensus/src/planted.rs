@@ -1,5 +1,4 @@
-//! Deliberate bugs, to prove that tests and the simulator can see. Without the feature `planted` no bug
-//! can be chosen and every check folds to `false`.
+//! Deliberate bugs, to prove that tests and the simulator can see: see `reactor::Planted`.
 
 /// A deliberate bug.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,35 +15,5 @@ pub enum Bug {
     DedupForgotten,
 }
 
-/// Which bug, if any.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Planted {
-    #[cfg(feature = "planted")]
-    bug: Option<Bug>,
-}
-
-impl Planted {
-    /// No bug.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// This bug.
-    #[cfg(feature = "planted")]
-    pub fn with(bug: Bug) -> Self {
-        Self { bug: Some(bug) }
-    }
-
-    /// Whether this bug was chosen.
-    #[inline]
-    pub fn has(self, _bug: Bug) -> bool {
-        #[cfg(feature = "planted")]
-        {
-            self.bug == Some(_bug)
-        }
-        #[cfg(not(feature = "planted"))]
-        {
-            false
-        }
-    }
-}
+/// Which one is planted, if any.
+pub type Planted = reactor::Planted<Bug>;

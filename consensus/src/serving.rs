@@ -181,6 +181,7 @@ impl Serving {
             let holds = match compare {
                 Compare::ModRevision { key, revision } => self.view(machine, key).revision == revision.0,
                 Compare::Exists { key } => self.view(machine, key).revision != 0,
+                Compare::Bound { key, lease } => self.view(machine, key).lease == Some(*lease),
             };
             if !holds {
                 return Verdict::CompareFailed(at as u32);
@@ -299,6 +300,20 @@ mod tests {
         assert_eq!(decide(&[put("/e", None)]), refuse(Status::Invalid));
         assert_eq!(decide(&[put("/x", Some(8))]), refuse(Status::NotFound));
         assert_eq!(decide(&[Write::Delete { key: "/e".into() }, put("/e", None)]), Verdict::Apply);
+    }
+
+    #[test]
+    fn a_key_is_bound_to_the_lease_it_was_put_with_last() {
+        let (machine, mut serving) = setup();
+        let bound = |lease| Compare::Bound { key: "/e".into(), lease };
+        assert_eq!(serving.decide(&machine, &[bound(7)], &[], 1 << 20), Verdict::CompareFailed(0));
+        propose(&machine, &mut serving, 3, txn(vec![put("/e", Some(7))]));
+        assert_eq!(serving.decide(&machine, &[bound(7)], &[], 1 << 20), Verdict::Apply);
+        assert_eq!(serving.decide(&machine, &[bound(8)], &[], 1 << 20), Verdict::CompareFailed(0));
+        propose(&machine, &mut serving, 4, txn(vec![put("/e", Some(8))]));
+        assert_eq!(serving.decide(&machine, &[bound(7)], &[], 1 << 20), Verdict::CompareFailed(0));
+        propose(&machine, &mut serving, 5, txn(vec![Write::Delete { key: "/e".into() }]));
+        assert_eq!(serving.decide(&machine, &[bound(8)], &[], 1 << 20), Verdict::CompareFailed(0));
     }
 
     #[test]

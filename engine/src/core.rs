@@ -142,7 +142,7 @@ impl DataCore {
     }
 
     pub(crate) fn bug(&self, bug: Bug) -> bool {
-        self.config.planted.is(bug)
+        self.config.planted.has(bug)
     }
 
     /// Whether primaries of this node may serve now.

@@ -14,8 +14,9 @@ use crate::planted::Bug;
 use crate::slab::Key;
 use reactor::{ConnId, Env, Frame, IoBuf, Mono};
 use store::{ListCursor, ObjectData, Presence, StoreError};
-use wire::frame::{FLAG_RECOVERY, ListEntry, OriginEntry};
+use wire::frame::FLAG_RECOVERY;
 use wire::{BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, OBJECT_BLOCKS, Status, Version, block_crc};
+use wire::{ListEntry, OriginEntry};
 
 /// A sub-operation that this core's store is working on.
 pub(crate) struct SubOp {
@@ -419,7 +420,7 @@ impl DataCore {
         };
         let open = self.slices.get(at).is_some_and(|slice| slice.life == crate::slices::SliceLife::Open);
         let Some(pg) = self.pgs.get_mut(key) else { return };
-        if header.epoch < pg.promised && !self.config.planted.is(Bug::SkipEpochCheck) {
+        if header.epoch < pg.promised && !self.config.planted.has(Bug::SkipEpochCheck) {
             let promised = pg.promised;
             return self.refuse_sub(env, conn, &header, Status::StaleEpoch, promised);
         }
@@ -460,7 +461,7 @@ impl DataCore {
             return;
         }
         let Some((conn, header)) = local.activating.take() else { return };
-        if header.epoch < promised && !self.config.planted.is(Bug::SkipEpochCheck) {
+        if header.epoch < promised && !self.config.planted.has(Bug::SkipEpochCheck) {
             return self.refuse_sub(env, conn, &header, Status::StaleEpoch, promised);
         }
         local.activated = header.epoch;

@@ -12,7 +12,8 @@ use crate::planted::Bug;
 use crate::slab::Key;
 use reactor::{ConnId, Env, Frame, IoBuf};
 use std::collections::VecDeque;
-use wire::frame::{FLAG_RECOVERY, OriginEntry};
+use wire::OriginEntry;
+use wire::frame::FLAG_RECOVERY;
 use wire::{BlockCrcs, FrameKind, Header, ObjectId, Status, Version, block_crc};
 
 /// Changes remembered per copy of a PG. A primary has at most `CLIENT_OPS_MAX` (as many) under way when it

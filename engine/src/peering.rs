@@ -14,7 +14,7 @@ use crate::slab::Key;
 use placement::pg_of;
 use reactor::{Env, Frame};
 use store::{ListCursor, Presence};
-use wire::frame::ListEntry;
+use wire::ListEntry;
 use wire::{FrameKind, Header, Status, block_crc};
 
 /// Whether two slices' knowledge of an object is the same.

@@ -1,7 +1,4 @@
-//! Deliberate bugs, one per core, so that a simulator can prove that it would notice them.
-//!
-//! The enumeration always exists; a `Planted` can hold one only with feature `planted`, and without it
-//! `Planted::is` is constantly false, so that nothing of this is left in a shipped binary.
+//! Deliberate bugs of a data core, to prove that tests and the simulator can see: see `reactor::Planted`.
 
 /// A bug of the data core.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -62,35 +59,5 @@ impl Bug {
     }
 }
 
-/// The bug of a core: none, unless compiled with feature `planted` and asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Planted {
-    #[cfg(feature = "planted")]
-    bug: Option<Bug>,
-}
-
-impl Planted {
-    /// No bug.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
-    /// With this bug.
-    #[cfg(feature = "planted")]
-    pub fn with(bug: Bug) -> Self {
-        Self { bug: Some(bug) }
-    }
-
-    /// Whether this very bug is planted.
-    #[inline]
-    pub(crate) fn is(self, _bug: Bug) -> bool {
-        #[cfg(feature = "planted")]
-        {
-            self.bug == Some(_bug)
-        }
-        #[cfg(not(feature = "planted"))]
-        {
-            false
-        }
-    }
-}
+/// Which one is planted, if any.
+pub type Planted = reactor::Planted<Bug>;

@@ -138,7 +138,7 @@ impl DataCore {
         let older = match self.sessions.entries.get_mut(&hello.session) {
             Some(entry)
                 if hello.incarnation <= entry.incarnation
-                    && !self.config.planted.is(Bug::OldIncarnationAccepted) =>
+                    && !self.config.planted.has(Bug::OldIncarnationAccepted) =>
             {
                 return false;
             }

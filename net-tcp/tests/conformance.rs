@@ -7,28 +7,56 @@ use reactor::{Env, Event, Service};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Rings whenever a core has done something, for the test that waits until something holds.
+#[derive(Default)]
+struct Bell {
+    rung: Mutex<u64>,
+    ringing: Condvar,
+}
+
+impl Bell {
+    fn ring(&self) {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.ringing.notify_all();
+    }
+
+    fn rung(&self) -> u64 {
+        *self.rung.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it rings again after `seen`; no longer than `wait`.
+    fn wait_after(&self, seen: u64, wait: Duration) {
+        let rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.ringing.wait_timeout_while(rung, wait, |rung| *rung == seen));
+    }
+}
 
 /// Ends when told to, and hides the message that wakes it from the service inside.
 struct Stoppable {
     inner: Box<dyn Service>,
     stop: Arc<AtomicBool>,
+    bell: Arc<Bell>,
 }
 
 impl Service for Stoppable {
     fn start(&mut self, env: &mut dyn Env) {
         self.inner.start(env);
+        self.bell.ring();
     }
     fn event(&mut self, env: &mut dyn Env, event: Event) {
         if !matches!(event, Event::Mesh { from: OUTSIDE, .. }) {
             self.inner.event(env, event);
+            self.bell.ring();
         }
     }
     fn flush(&mut self, env: &mut dyn Env) {
         if !self.finished() {
             self.inner.flush(env);
+            self.bell.ring();
         }
     }
     fn finished(&self) -> bool {
@@ -85,6 +113,7 @@ struct Real {
     host: Host,
     disks: Disks,
     stop: Arc<AtomicBool>,
+    bell: Arc<Bell>,
     nodes: Vec<Running>,
     threads: Vec<std::thread::JoinHandle<()>>,
     posters: Vec<Poster>,
@@ -99,6 +128,7 @@ impl Real {
             host,
             disks,
             stop: Arc::default(),
+            bell: Arc::default(),
             nodes: Vec::new(),
             threads: Vec::new(),
             posters: Vec::new(),
@@ -128,9 +158,9 @@ impl Real {
     #[allow(clippy::disallowed_methods, reason = "drives the foreign host from threads of its own")]
     fn start_foreign(&mut self, wanted: Wanted) -> Result<(), String> {
         let options = self.options(&wanted)?;
-        let (stop, service) = (self.stop.clone(), wanted.service);
+        let (stop, bell, service) = (self.stop.clone(), self.bell.clone(), wanted.service);
         self.threads.push(std::thread::spawn(move || {
-            let inner = Stoppable { inner: service(), stop: stop.clone() };
+            let inner = Stoppable { inner: service(), stop: stop.clone(), bell };
             let mut core = ForeignCore::new(options, net_tcp::TcpTransport::boxed(), inner).unwrap();
             while !stop.load(Ordering::Relaxed) {
                 core.poll(Some(Duration::from_millis(5))).unwrap();
@@ -154,13 +184,13 @@ impl World for Real {
                 continue;
             }
             let options = self.options(&wanted)?;
-            let (stop, service) = (self.stop.clone(), wanted.service);
+            let (stop, bell, service) = (self.stop.clone(), self.bell.clone(), wanted.service);
             nodes.entry(wanted.node).or_default().push(CorePlan {
                 core: wanted.core,
                 cpu: Cpu::Floating,
                 options,
                 transport: Box::new(net_tcp::TcpTransport::boxed),
-                service: Box::new(move || Box::new(Stoppable { inner: service(), stop })),
+                service: Box::new(move || Box::new(Stoppable { inner: service(), stop, bell })),
             });
         }
         for plans in nodes.into_values() {
@@ -185,13 +215,18 @@ impl World for Real {
     #[allow(clippy::disallowed_methods, reason = "waits for a condition in real time")]
     fn run_until(&mut self, done: &mut dyn FnMut() -> bool) -> bool {
         let until = Instant::now() + Duration::from_millis(LIMIT_MS);
-        while !done() {
-            if Instant::now() > until {
+        loop {
+            // Read before the condition is tested: what happens in between ends the wait at once.
+            let seen = self.bell.rung();
+            if done() {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return false;
             }
-            std::thread::sleep(Duration::from_micros(500));
+            self.bell.wait_after(seen, left);
         }
-        true
     }
 }
 

@@ -4,6 +4,7 @@
 //! events that come back; `buf` the reference-counted buffers of the per-core arena. Engine, consensus
 //! and client see nothing else of the world. `backend` is the production side: one loop per core on a
 //! thread pinned by glommio, with its own io_uring. The simulator implements the same traits in `sim/`.
+//! `planted` is the switch for deliberate bugs.
 //!
 //! This room may know `wire` only. Start reading at `env`.
 
@@ -12,6 +13,8 @@ pub mod buf;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod env;
+mod planted;
 
 pub use buf::{Arena, IoBuf, NoBuffers};
 pub use env::*;
+pub use planted::Planted;

@@ -47,6 +47,13 @@ pub enum Compare {
         /// The key.
         key: String,
     },
+    /// The key exists and is bound to this lease.
+    Bound {
+        /// The key.
+        key: String,
+        /// The lease.
+        lease: u64,
+    },
 }
 
 /// One write of a transaction.

@@ -4,22 +4,18 @@
 //! are not copied: the worker refers to the caller's memory while the caller waits, and gives that up
 //! before it answers.
 
-// The room that puts the pieces together may start threads; the state machine below has none.
-#![allow(clippy::disallowed_methods, reason = "the wrapper's own thread is its purpose")]
-
 use crate::nonblocking::Client;
 use client::{
     AdminDone, AdminError, AdminTicket, ImageHandle, ImageInfo, IoError, MAX_IO_BYTES, Op, OpenMode, Options,
     SubmitError,
 };
 use reactor::IoBuf;
-use reactor::backend::{CoreError, Poster};
+use reactor::backend::{CoreError, HostThread, Poster};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 use thiserror::Error;
 use wire::control::{Change, MetaReply, MetaRequest};
@@ -43,6 +39,9 @@ pub enum Error {
     /// The client cannot be made or has failed.
     #[error("client: {0}")]
     Core(#[from] CoreError),
+    /// No thread can be started.
+    #[error("cannot start the client's thread: {0}")]
+    Thread(#[source] std::io::Error),
     /// The worker thread has ended.
     #[error("the client's thread has ended")]
     Ended,
@@ -129,7 +128,8 @@ impl Commands {
 struct Shared {
     commands: Commands,
     poster: Poster,
-    worker: Option<JoinHandle<()>>,
+    /// Ends after `Command::Stop`; dropped, and so waited for, after that was sent.
+    _worker: HostThread,
 }
 
 impl Shared {
@@ -161,10 +161,6 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         let _ = self.send(Command::Stop);
-        if let Some(worker) = self.worker.take() {
-            // A panic of the worker has been reported on standard error.
-            let _ = worker.join();
-        }
     }
 }
 
@@ -190,12 +186,9 @@ impl Cluster {
             }
             Err(error) => drop(ready.send(Err(error))),
         };
-        let worker = std::thread::Builder::new()
-            .name("drystone-client".into())
-            .spawn(work)
-            .map_err(|error| Error::Core(CoreError::Waker(error)))?;
+        let worker = HostThread::start("drystone-client", work).map_err(Error::Thread)?;
         let poster = started.recv().map_err(|_| Error::Ended)??;
-        Ok(Self { shared: Arc::new(Shared { commands, poster, worker: Some(worker) }) })
+        Ok(Self { shared: Arc::new(Shared { commands, poster, _worker: worker }) })
     }
 
     /// Opens an image.

@@ -4,7 +4,6 @@
 //! the caller: a panic is caught, and the client it happened in answers `-EIO` from then on.
 
 #![allow(non_camel_case_types, reason = "names as C programs write them")]
-#![allow(clippy::disallowed_methods, reason = "waiting in the caller's thread needs the caller's clock")]
 
 use crate::errno;
 use crate::nonblocking::{Client, Hosting};
@@ -16,8 +15,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
-use std::thread::ThreadId;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Version of this interface: rises when a program has to be compiled anew.
 pub const DRYSTONE_ABI_VERSION: u32 = 1;
@@ -41,8 +39,6 @@ pub const DRYSTONE_OPENED: u32 = 1;
 /// threads.
 pub struct drystone_client {
     client: Client,
-    movable: bool,
-    thread: ThreadId,
     /// A panic or a failed ring: nothing can be relied on any more.
     dead: bool,
     error: CString,
@@ -106,7 +102,7 @@ unsafe fn enter(
     let Some(client) = (unsafe { client.as_mut() }) else { return -libc::EINVAL };
     let result = if client.dead {
         Err(Failure::new(libc::EIO, "the client has failed earlier"))
-    } else if !client.movable && client.thread != std::thread::current().id() {
+    } else if !client.client.admits_caller() {
         Err(Failure::new(libc::EPERM, "called from another thread than the one that connected"))
     } else {
         catch_unwind(AssertUnwindSafe(|| act(client))).unwrap_or_else(|_| {
@@ -175,8 +171,6 @@ fn connect(addresses: *const c_char, options: drystone_options) -> Result<drysto
         .map_err(|error| Failure::new(libc::EIO, error.to_string()))?;
     Ok(drystone_client {
         client,
-        movable,
-        thread: std::thread::current().id(),
         dead: false,
         error: CString::default(),
         opens: Vec::new(),
@@ -488,8 +482,8 @@ pub unsafe extern "C" fn drystone_poll(
         }
         let max = max.min(c_int::MAX as u32) as usize;
         let mut count = 0;
-        let end = u64::try_from(timeout_us).ok().map(Duration::from_micros);
-        let end = end.filter(|wait| !wait.is_zero()).and_then(|wait| Instant::now().checked_add(wait));
+        let wait_us = u64::try_from(timeout_us).ok().filter(|us| *us > 0);
+        let end = wait_us.map(|us| client.client.now().plus_ns(us.saturating_mul(1000)));
         loop {
             while count < max
                 && let Some(done) = next_completion(client)
@@ -501,7 +495,7 @@ pub unsafe extern "C" fn drystone_poll(
             let wait = match end {
                 _ if count > 0 || timeout_us == 0 => None,
                 None => Some(Duration::from_secs(1)),
-                Some(end) => Some(end.saturating_duration_since(Instant::now())),
+                Some(end) => Some(Duration::from_nanos(end.since(client.client.now()))),
             };
             let events = turn(client, wait)?;
             let expired = wait.is_some_and(|wait| wait.is_zero());

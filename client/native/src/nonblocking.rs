@@ -5,6 +5,7 @@ use client::{
     SubmitError, Ticket,
 };
 use net_tcp::TcpTransport;
+use reactor::Mono;
 use reactor::backend::{CoreError, CoreOptions, ForeignCore, Poster};
 use std::io;
 use std::net::SocketAddr;
@@ -65,6 +66,16 @@ impl Client {
     /// zero means that there is nothing more to do now.
     pub fn poll(&mut self, wait: Option<Duration>) -> Result<usize, CoreError> {
         self.core.poll(wait)
+    }
+
+    /// Whether the calling thread may use this client: it made it, or `Hosting::movable` is set.
+    pub fn admits_caller(&self) -> bool {
+        self.core.admits_caller()
+    }
+
+    /// The time of the loop's clock, for deadlines around `poll`.
+    pub fn now(&mut self) -> Mono {
+        self.core.now()
     }
 
     /// Becomes readable when `poll` has something to do. Wait for it, at most `next_due` long, after

@@ -208,14 +208,17 @@ impl Registrar {
         serde_json::to_string(&Live { session: self.session, failed: self.failed.clone() }).ok()
     }
 
-    /// Only while the key exists: written to a lease that is gone it would come back to life.
+    /// Only while the key is this session's: it must neither come back to life nor, held up on its way,
+    /// replace that of a later session.
     fn write_failed(&mut self, config: &ControlConfig) -> Option<Do> {
         let key = key::live(config.node);
         let value = self.live_value()?;
         self.failed_in_flight = true;
         self.failed_written = self.failed.clone();
-        let writes = vec![Write::Put { key: key.clone(), value, lease: Some(self.session.0) }];
-        Some(Do::Submit(Ask::Failed, MetaRequest::Txn { compares: vec![Compare::Exists { key }], writes }))
+        let lease = self.session.0;
+        let compares = vec![Compare::Bound { key: key.clone(), lease }];
+        let writes = vec![Write::Put { key, value, lease: Some(lease) }];
+        Some(Do::Submit(Ask::Failed, MetaRequest::Txn { compares, writes }))
     }
 
     fn register(&mut self, config: &ControlConfig, sent: Mono) -> Option<Do> {

@@ -103,7 +103,8 @@ impl Stats {
         self.in_flight = Some(part);
         self.written.insert(part);
         let key = if part == 0 { key::stats(node) } else { key::stats_part(node, part) };
-        let compares = vec![Compare::Exists { key: key::live(node) }];
+        // Of an earlier session that was held up on its way it must not come to stand over this one's.
+        let compares = vec![Compare::Bound { key: key::live(node), lease: session.0 }];
         let writes = if part > 0 && stats.pgs.is_empty() {
             vec![Write::Delete { key }]
         } else {

@@ -160,6 +160,7 @@ impl World {
                     self.kv.get(key).map_or(0, |(_, at)| *at) == revision.0
                 }
                 Compare::Exists { key } => self.kv.contains_key(key),
+                Compare::Bound { .. } => panic!("the director owns no lease"),
             };
             if !holds {
                 return MetaReply::CompareFailed { index: index as u32 };

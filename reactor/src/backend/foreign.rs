@@ -1,9 +1,10 @@
 //! The loop in somebody else's thread: how a client lives inside fio, QEMU or a tool.
 
 use super::core::{Core, CoreError, CoreOptions};
+use super::host_thread::Home;
 use super::mesh::{MeshEnd, Poster};
 use super::transport::Transport;
-use crate::env::{Clock, Env, Service};
+use crate::env::{Clock, Env, Mono, Service};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use wire::CoreId;
 /// messages from other threads come through a `Poster`.
 pub struct ForeignCore<S: Service> {
     core: Core<S>,
+    home: Home,
     eventfd: Option<OwnedFd>,
 }
 
@@ -22,8 +24,21 @@ impl<S: Service> ForeignCore<S> {
     /// Makes the environment in the calling thread and starts `service` in it.
     pub fn new(options: CoreOptions, transport: Box<dyn Transport>, service: S) -> Result<Self, CoreError> {
         let mesh = MeshEnd::alone(CoreId(0)).map_err(CoreError::Waker)?;
+        let home = Home::here(options.movable);
         let core = Core::new(options, transport, mesh, || Box::new(service))?;
-        Ok(Self { core, eventfd: None })
+        Ok(Self { core, home, eventfd: None })
+    }
+
+    /// Whether the calling thread may call the rest: it made this core, or the core is movable. For hosts
+    /// that cannot rule out the mistake, such as C programs.
+    pub fn admits_caller(&self) -> bool {
+        self.home.admits_caller()
+    }
+
+    /// The time, read now.
+    pub fn now(&mut self) -> Mono {
+        self.core.env.refresh_now();
+        self.core.env.now()
     }
 
     /// One turn: submits what is queued, handles what has come, and returns how many events that were.
@@ -85,8 +100,7 @@ impl<S: Service> ForeignCore<S> {
 
     /// How long until a timer wants `poll` to be called; `None` when no timer runs.
     pub fn next_due(&mut self) -> Option<Duration> {
-        self.core.env.refresh_now();
-        let now = self.core.env.now();
+        let now = self.now();
         self.core.env.next_due().map(|due| Duration::from_nanos(due.since(now)))
     }
 

@@ -2,7 +2,8 @@
 //!
 //! `core` is the loop, `ring` its io_uring, `disk_file` and `disk` the drives, `mesh` the rings between
 //! cores, `transport` the seam behind which `net-tcp` and `net-rdma` live. `launch` starts a node's cores
-//! on threads that glommio pins; `foreign` drives the same loop from somebody else's thread (fio, QEMU).
+//! on threads that glommio pins; `foreign` drives the same loop from somebody else's thread (fio, QEMU), for
+//! which `host_thread` can make one.
 //!
 //! Nothing outside this module and the transports names io_uring, glommio, sockets or threads. Start
 //! reading at `core`.
@@ -13,6 +14,7 @@ mod disk;
 mod disk_file;
 mod foreign;
 mod heap;
+mod host_thread;
 mod idle;
 mod launch;
 mod mesh;
@@ -28,6 +30,7 @@ pub use self::disk::DISK_OPS_MAX;
 pub use self::disk_file::{DiskFile, DiskOpenError};
 pub use self::foreign::ForeignCore;
 pub use self::heap::{CountingHeap, allocations_of_this_thread};
+pub use self::host_thread::HostThread;
 pub use self::launch::{
     CorePlan, Cpu, LaunchError, Running, ServiceFactory, TransportFactory, allowed_cpus, launch,
 };

@@ -290,6 +290,30 @@ fn raw(world: &mut dyn World) -> Result<(), String> {
     check(has_pattern(3, &bytes), "the bytes are not those sent")
 }
 
+/// Makes what a connection begins with.
+type Opening = fn(&mut dyn Env) -> Vec<u8>;
+
+/// Connects to where frames are expected, and sends bytes of its own making once.
+fn raw_sender(at: Address, opening: Opening) -> Actor<(Address, Opening)> {
+    Actor::new(
+        (at, opening),
+        |(at, _), env| {
+            connect_when_known(env, at, Framing::Raw);
+        },
+        |(at, opening), env, event| match event {
+            Event::Timer { .. } => {
+                connect_when_known(env, at, Framing::Raw);
+            }
+            Event::Connected { conn } => {
+                if let Ok(bytes) = IoBuf::copy_of(&opening(env)) {
+                    let _ = env.send_bytes(conn, bytes);
+                }
+            }
+            _ => {}
+        },
+    )
+}
+
 fn garbage(world: &mut dyn World) -> Result<(), String> {
     const FRAMES: u64 = 20;
     let (log, good, at) = (Log::<bool>::new(), Log::<u64>::new(), Address::new());
@@ -309,31 +333,27 @@ fn garbage(world: &mut dyn World) -> Result<(), String> {
                 },
             )
         }),
-        core(1, 0, &[], move || {
-            Actor::new(
-                into,
-                |into, env| {
-                    connect_when_known(env, into, Framing::Raw);
-                },
-                |into, env, event| match event {
-                    Event::Timer { .. } => {
-                        connect_when_known(env, into, Framing::Raw);
-                    }
-                    Event::Connected { conn } => {
-                        if let Ok(bytes) = IoBuf::copy_of(&[0x47; 200]) {
-                            let _ = env.send_bytes(conn, bytes);
-                        }
-                    }
-                    _ => {}
-                },
-            )
-        }),
+        core(1, 0, &[], move || raw_sender(into, |_| vec![0x47; 200])),
         core(2, 0, &[], move || Stream::actor(too, FRAMES, |_| 4096)),
     ])?;
     run_for(world, "closed connections", &log, 1)?;
     run_for(world, "good frames", &good, FRAMES as usize)?;
     same("reasons are violations of the protocol", log.all(), vec![true])?;
     same("frames of the good connection", good.all(), (0..FRAMES).collect())
+}
+
+/// A whole frame, then one whose payload is not all there.
+fn frame_and_a_piece(env: &mut dyn Env) -> Vec<u8> {
+    let (mut bytes, mut head) = (Vec::new(), Vec::new());
+    for n in 0..2 {
+        if let Some(Frame { header, crcs, payload }) = frame(env, n, 4096) {
+            header.encode_into(&crcs, &mut head);
+            bytes.extend_from_slice(&head);
+            bytes.extend_from_slice(payload.as_ref().map_or(&[], |p| p.as_slice()));
+        }
+    }
+    bytes.truncate(bytes.len().saturating_sub(1000));
+    bytes
 }
 
 fn stalled(world: &mut dyn World) -> Result<(), String> {
@@ -354,35 +374,7 @@ fn stalled(world: &mut dyn World) -> Result<(), String> {
                 },
             )
         }),
-        core(1, 0, &[], move || {
-            Actor::new(
-                into,
-                |into, env| {
-                    connect_when_known(env, into, Framing::Raw);
-                },
-                |into, env, event| match event {
-                    Event::Timer { .. } => {
-                        connect_when_known(env, into, Framing::Raw);
-                    }
-                    Event::Connected { conn } => {
-                        // A whole frame, then one whose payload is not all there; and nothing more.
-                        let (mut bytes, mut head) = (Vec::new(), Vec::new());
-                        for n in 0..2 {
-                            if let Some(Frame { header, crcs, payload }) = frame(env, n, 4096) {
-                                header.encode_into(&crcs, &mut head);
-                                bytes.extend_from_slice(&head);
-                                bytes.extend_from_slice(payload.as_ref().map_or(&[], |p| p.as_slice()));
-                            }
-                        }
-                        bytes.truncate(bytes.len().saturating_sub(1000));
-                        if let Ok(bytes) = IoBuf::copy_of(&bytes) {
-                            let _ = env.send_bytes(conn, bytes);
-                        }
-                    }
-                    _ => {}
-                },
-            )
-        }),
+        core(1, 0, &[], move || raw_sender(into, frame_and_a_piece)),
     ])?;
     run_for(world, "the frame and the end", &log, 2)?;
     let all = log.all();

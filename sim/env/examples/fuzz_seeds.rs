@@ -14,11 +14,11 @@ use store::{
     DiskPlan, SliceGeometry, SliceStore, StoreError, StoreEvent, StoreOptions, TOKENS_MIN, TokenRange,
 };
 use wire::control::{Change, Compare, ControlMsg, Hello, KeyValue, MetaReply, MetaRequest, Role, Write};
-use wire::frame::{ListEntry, OriginEntry};
 use wire::{
     BLOCK_BYTES, BlockCrcs, ClusterId, CoreId, DiskUuid, Epoch, FrameKind, Header, ImageId, NodeId, ObjectId,
     PgId, PoolId, Revision, SessionId, SliceId, Status, Version,
 };
+use wire::{ListEntry, OriginEntry};
 
 type Seeds = Vec<Vec<u8>>;
 
@@ -70,6 +70,7 @@ fn requests() -> Vec<MetaRequest> {
     let compares = vec![
         Compare::ModRevision { key: "/pool/1".into(), revision: Revision(3) },
         Compare::Exists { key: "/pg/1".into() },
+        Compare::Bound { key: "/live/1".into(), lease: 5 },
     ];
     let writes = vec![
         Write::Put { key: "/live/1".into(), value: "{\"session\":5}".into(), lease: Some(5) },

@@ -1,7 +1,7 @@
 //! Bytes from a socket, as the transport treats them: a header, its checksums, list entries.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use wire::frame::{Header, ListEntry, OriginEntry};
+use wire::{Header, ListEntry, OriginEntry};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(lengths) = Header::peek(bytes) {

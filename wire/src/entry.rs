@@ -1,0 +1,142 @@
+//! Lists in payloads: entries of a fixed size, little-endian, one behind the other.
+
+use crate::{Epoch, ImageId, ObjectId, PoolId, Version};
+
+/// One object in a `ListReply`'s payload: 40 bytes each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ListEntry {
+    /// The object.
+    pub object: ObjectId,
+    /// What the listing slice holds.
+    pub version: Version,
+    /// The object was deleted at `version`.
+    pub tombstone: bool,
+}
+
+impl ListEntry {
+    /// Encoded size.
+    pub const BYTES: usize = 40;
+
+    /// Appends the encoded entry.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.object.pool.0.to_le_bytes());
+        out.extend_from_slice(&u32::from(self.tombstone).to_le_bytes());
+        out.extend_from_slice(&self.object.image.0.to_le_bytes());
+        out.extend_from_slice(&self.object.index.to_le_bytes());
+        put_version(self.version, out);
+    }
+
+    /// Decodes all entries of a payload; `None` when its length is not a whole number of them.
+    pub fn decode_all(bytes: &[u8]) -> Option<impl Iterator<Item = Self> + '_> {
+        entries(bytes, |entry: &[u8; Self::BYTES]| Self {
+            object: ObjectId {
+                pool: PoolId(u32_at(entry, 0)),
+                image: ImageId(u64_at(entry, 8)),
+                index: u64_at(entry, 16),
+            },
+            version: version_at(entry, 24),
+            tombstone: u32_at(entry, 4) & 1 == 1,
+        })
+    }
+}
+
+/// A change that was made, in the payload of `SubOrigins` and `ActivateReply`: 40 bytes each. The pool is the
+/// PG's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OriginEntry {
+    /// Image of the object.
+    pub image: ImageId,
+    /// The object within the image.
+    pub index: u64,
+    /// See `Header::origin`.
+    pub origin: u64,
+    /// What the change made of the object.
+    pub version: Version,
+}
+
+impl OriginEntry {
+    /// Encoded size.
+    pub const BYTES: usize = 40;
+
+    /// Appends the encoded entry.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.image.0.to_le_bytes());
+        out.extend_from_slice(&self.index.to_le_bytes());
+        out.extend_from_slice(&self.origin.to_le_bytes());
+        put_version(self.version, out);
+    }
+
+    /// Decodes all entries of a payload; `None` when its length is not a whole number of them.
+    pub fn decode_all(bytes: &[u8]) -> Option<impl Iterator<Item = Self> + '_> {
+        entries(bytes, |entry: &[u8; Self::BYTES]| Self {
+            image: ImageId(u64_at(entry, 0)),
+            index: u64_at(entry, 8),
+            origin: u64_at(entry, 16),
+            version: version_at(entry, 24),
+        })
+    }
+}
+
+fn entries<'a, const BYTES: usize, T: 'a>(
+    bytes: &'a [u8],
+    decode: fn(&[u8; BYTES]) -> T,
+) -> Option<impl Iterator<Item = T> + 'a> {
+    let (whole, rest) = bytes.as_chunks::<BYTES>();
+    rest.is_empty().then(|| whole.iter().map(decode))
+}
+
+fn array_at<const N: usize>(entry: &[u8], at: usize) -> [u8; N] {
+    // Every caller's offset lies within its entry: the arrays are never missing.
+    entry.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
+}
+
+fn u32_at(entry: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(entry, at))
+}
+
+fn u64_at(entry: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array_at(entry, at))
+}
+
+fn version_at(entry: &[u8], at: usize) -> Version {
+    Version { epoch: Epoch(u64_at(entry, at)), counter: u64_at(entry, at + 8) }
+}
+
+fn put_version(version: Version, out: &mut Vec<u8>) {
+    out.extend_from_slice(&version.epoch.0.to_le_bytes());
+    out.extend_from_slice(&version.counter.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_entries_survive_the_wire() {
+        let entry = ListEntry {
+            object: ObjectId { pool: PoolId(1), image: ImageId(2), index: 3 },
+            version: Version { epoch: Epoch(4), counter: 5 },
+            tombstone: true,
+        };
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        assert_eq!(bytes.len(), ListEntry::BYTES);
+        assert_eq!(ListEntry::decode_all(&bytes).unwrap().collect::<Vec<_>>(), vec![entry]);
+        assert!(ListEntry::decode_all(&bytes[1..]).is_none());
+    }
+
+    #[test]
+    fn origin_entries_survive_the_wire() {
+        let entry = OriginEntry {
+            image: ImageId(2),
+            index: 3,
+            origin: u64::MAX - 1,
+            version: Version { epoch: Epoch(4), counter: 5 },
+        };
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        assert_eq!(bytes.len(), OriginEntry::BYTES);
+        assert_eq!(OriginEntry::decode_all(&bytes).unwrap().collect::<Vec<_>>(), vec![entry]);
+        assert!(OriginEntry::decode_all(&bytes[1..]).is_none());
+    }
+}
