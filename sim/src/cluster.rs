@@ -102,6 +102,7 @@ impl Cluster {
     pub fn new(options: Rc<Options>, planted: Option<Planted>) -> Self {
         let mut universe = Universe::new(options.seed);
         universe.sched = options.sched;
+        universe.net.options = options.net;
         let mut rng = Stream::new(options.seed, "cluster");
         let primaries = Rc::new(RefCell::new(Primaries::default()));
         universe.observer = Some(Box::new(Watcher(primaries.clone())));
@@ -403,4 +404,19 @@ fn prepare(universe: &mut Universe, options: &Options, rng: &mut Stream, index: 
     }
     let meta_disk = universe.add_disk(info(META_BYTES), options.disk);
     Node { id: NodeId(index as u64 + 1), host, state: NodeState::Dead, disks, layouts, meta_disk, starts: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_seed_draws_reaches_the_network_and_the_scheduler() {
+        for seed in 0..20 {
+            let options = Rc::new(Options::draw(seed));
+            let cluster = Cluster::new(options.clone(), None);
+            assert_eq!(cluster.universe.net.options, options.net, "seed {seed}");
+            assert_eq!(cluster.universe.sched, options.sched, "seed {seed}");
+        }
+    }
 }

@@ -91,14 +91,18 @@ struct Over;
 impl World {
     fn seen(self) -> Seen {
         let history = self.cluster.desk.history.borrow();
+        let net = self.cluster.universe.net.counters;
         let summary = format!(
-            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames; {} sub-operations; {} losses of memory; {} blocks undecided",
+            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided",
             history.acked_writes,
             history.answered_reads,
             history.unknown,
             history.errors,
             self.nemesis.counts,
-            self.cluster.universe.net.counters.frames,
+            net.frames,
+            net.lost,
+            net.corrupted,
+            net.resets,
             self.cluster.primaries.borrow().looked_at,
             history.memory.losses(),
             self.undecided,
@@ -280,15 +284,20 @@ impl World {
         what: &str,
         build: impl Fn(&Keys) -> Result<MetaRequest, admin::AdminError>,
     ) -> Result<(), Over> {
+        let mut in_doubt = false;
         for _ in 0..20 {
             let request = match build(&self.keys()) {
                 Ok(request) => request,
+                // Its answer was lost, and the watch shows that it was done.
+                Err(admin::AdminError::Exists { .. }) if in_doubt => return Ok(()),
                 Err(error) => {
                     self.violations.push(format!("creating the {what}: {error}"));
                     return Err(Over);
                 }
             };
-            if let Ok(MetaReply::Applied { revision }) = self.ask(request)? {
+            let answer = self.ask(request)?;
+            in_doubt |= answer.is_err();
+            if let Ok(MetaReply::Applied { revision }) = answer {
                 return self.until(META_LIMIT_NS, "watch of a change", |cluster| {
                     let seen = cluster.board.borrow().revision;
                     (seen < revision).then(|| format!("at revision {seen}, made at {revision}"))

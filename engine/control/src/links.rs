@@ -16,6 +16,8 @@ enum State {
     Connecting(ConnId),
     Greeting(ConnId, Mono),
     Up(ConnId),
+    /// Given up: what it still brings no longer counts, as something before it is missing.
+    Closing(ConnId),
 }
 
 /// How long a voter may take to answer a hello, in milliseconds.
@@ -70,7 +72,9 @@ impl Link {
     fn conn(&self) -> Option<ConnId> {
         match self.state {
             State::Down(_) => None,
-            State::Connecting(conn) | State::Greeting(conn, _) | State::Up(conn) => Some(conn),
+            State::Connecting(conn) | State::Greeting(conn, _) | State::Up(conn) | State::Closing(conn) => {
+                Some(conn)
+            }
         }
     }
 
@@ -91,7 +95,7 @@ impl Link {
                 let conn = env.connect(self.addr, Framing::Frames);
                 self.state = State::Connecting(conn);
             }
-            State::Greeting(conn, until) if env.now() > until => env.close(conn, false),
+            State::Greeting(_, until) if env.now() > until => self.drop_connection(env),
             _ => {}
         }
     }
@@ -109,7 +113,7 @@ impl Link {
         };
         self.state = State::Greeting(conn, env.now().plus_ms(GREETING_MS));
         if frames::hello(&hello).is_none_or(|frame| env.send(conn, frame).is_err()) {
-            env.close(conn, false);
+            self.drop_connection(env);
         }
     }
 
@@ -130,7 +134,7 @@ impl Link {
             (State::Greeting(..), Ok(Received::Hello(hello))) => {
                 let refused = Status::from_u8(hello.refused);
                 if hello.refused != 0 || hello.cluster != Some(me.cluster) {
-                    env.close(conn, false);
+                    self.drop_connection(env);
                     return match hello.cluster {
                         Some(theirs) if theirs != me.cluster => Linked::OtherCluster(theirs),
                         Some(_) => Linked::Refused(refused),
@@ -140,7 +144,7 @@ impl Link {
                 if hello.role != Role::Node(self.peer) {
                     tracing::error!(addr = %self.addr, expected = %self.peer, found = ?hello.role,
                         "another node answers at a voter's address");
-                    env.close(conn, false);
+                    self.drop_connection(env);
                     return Linked::Nothing;
                 }
                 self.state = State::Up(conn);
@@ -153,8 +157,9 @@ impl Link {
                 let _ = env.send(conn, frames::pong(&header));
                 Linked::Nothing
             }
+            (State::Closing(_), _) => Linked::Nothing,
             _ => {
-                env.close(conn, false);
+                self.drop_connection(env);
                 Linked::Nothing
             }
         }
@@ -167,9 +172,10 @@ impl Link {
     }
 
     /// Ends the connection; it will be made anew.
-    pub fn drop_connection(&self, env: &mut dyn Env) {
-        if let Some(conn) = self.conn() {
+    pub fn drop_connection(&mut self, env: &mut dyn Env) {
+        if let Some(conn) = self.conn().filter(|conn| self.state != State::Closing(*conn)) {
             env.close(conn, false);
+            self.state = State::Closing(conn);
         }
     }
 }

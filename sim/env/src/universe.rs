@@ -120,7 +120,7 @@ pub struct Host {
 }
 
 /// How the cores are scheduled, and the universe's other sizes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SchedOptions {
     /// Mean delay from an event's arrival to the batch that reaps it.
     pub wake_ns: Nanos,

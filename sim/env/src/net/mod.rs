@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 /// How the network is, and how often it misbehaves by itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NetOptions {
     /// Mean one-way delay between hosts.
     pub latency_ns: Nanos,
@@ -80,6 +80,8 @@ pub struct NetCounters {
     pub resets: u64,
     /// Payloads damaged by injection.
     pub corrupted: u64,
+    /// Frames lost by injection, and retransmitted.
+    pub lost: u64,
     /// Connections opened.
     pub connections: u64,
 }
@@ -136,7 +138,11 @@ impl SimNet {
         if from == to {
             return self.rng.latency(LOOPBACK_NS);
         }
-        let lost = if self.rng.chance(self.options.loss_ppm) { self.rng.below(LOSS_DELAY_NS) } else { 0 };
+        let mut lost = 0;
+        if self.rng.chance(self.options.loss_ppm) {
+            self.counters.lost += 1;
+            lost = self.rng.below(LOSS_DELAY_NS);
+        }
         self.rng.latency(self.options.latency_ns) + lost
     }
 }
