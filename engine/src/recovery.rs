@@ -417,6 +417,9 @@ impl DataCore {
     fn end_heal(&mut self, env: &mut dyn Env, key: Key, status: Status) {
         let Some(heal) = self.heals.remove(key) else { return };
         self.heals_background -= usize::from(heal.background).min(self.heals_background);
+        if status != Status::Ok {
+            self.pause_targets(env, &heal);
+        }
         let Some(obj) = self.objs.get_mut(heal.obj) else { return };
         obj.exclusive = Exclusive::Free;
         if status != Status::Ok {
@@ -444,6 +447,19 @@ impl DataCore {
         self.want_recovery(heal.pg);
         self.want_purge(heal.pg);
         self.report_counts(heal.pg);
+    }
+
+    /// The background leaves the members of a heal that failed alone for a while. What failed once may fail
+    /// at once and every time, when the own store closes for instance: the next attempt in the same turn
+    /// would be the first of an endless number.
+    fn pause_targets(&mut self, env: &mut dyn Env, heal: &Heal) {
+        let until = env.now().plus_ms(RECOVERY_RETRY_MS);
+        let Some(primary) = self.pgs.get_mut(heal.pg).and_then(|pg| pg.primary.as_deref_mut()) else { return };
+        for (index, member) in primary.members.iter_mut().enumerate() {
+            if heal.targets >> index & 1 == 1 {
+                member.retry_at = member.retry_at.max(until);
+            }
+        }
     }
 
     /// The PG's configuration changes: heals start over under the next one, if at all.

@@ -128,6 +128,28 @@ fn recovery_survives_broken_connections() {
 }
 
 #[test]
+fn a_primary_can_stop_while_it_recovers_a_member() {
+    // Its closing store refuses every read at once: the next attempt must not follow in the same turn.
+    for seed in 0..30 {
+        let mut c = Cluster::new(700 + seed);
+        c.decide(0, &[0, 1], &[0, 1]);
+        let conn = c.dial(0, 1);
+        for n in 0..50 {
+            c.put(conn, n, 0, n as u8 + 1);
+        }
+        c.decide(0, &[0, 1, 2], &[0, 1]);
+        c.wait("recovering", |c| c.reported(0, PgState::Recovering));
+        for _ in 0..seed {
+            c.step();
+        }
+        c.tell(0, crate::CoreMsg::Stop);
+        c.wait("stopped", |c| {
+            c.told().iter().any(|(node, msg)| *node == 0 && matches!(msg, crate::CoreMsg::Stopped))
+        });
+    }
+}
+
+#[test]
 fn a_member_that_missed_a_write_is_reported_and_recovered() {
     let mut c = Cluster::new(3);
     c.decide(0, &[0, 1, 2], &[0, 1, 2]);
