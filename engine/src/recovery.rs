@@ -454,7 +454,9 @@ impl DataCore {
     /// would be the first of an endless number.
     fn pause_targets(&mut self, env: &mut dyn Env, heal: &Heal) {
         let until = env.now().plus_ms(RECOVERY_RETRY_MS);
-        let Some(primary) = self.pgs.get_mut(heal.pg).and_then(|pg| pg.primary.as_deref_mut()) else { return };
+        let Some(primary) = self.pgs.get_mut(heal.pg).and_then(|pg| pg.primary.as_deref_mut()) else {
+            return;
+        };
         for (index, member) in primary.members.iter_mut().enumerate() {
             if heal.targets >> index & 1 == 1 {
                 member.retry_at = member.retry_at.max(until);

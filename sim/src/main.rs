@@ -6,11 +6,12 @@ use clap::Parser;
 use sim::options::Focus;
 use sim::planted::{self, Case};
 use sim::run::{How, Job, Outcome, Scenario, catch_panic_places, parse_seeds, run};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Write;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Runs whole Drystone clusters in virtual time under injected faults, and judges what clients saw.
 ///
@@ -120,6 +121,31 @@ fn workers(args: &Args) -> usize {
     args.jobs.unwrap_or(cores).max(1)
 }
 
+/// How long a seed may take. One takes seconds: this one goes round and round without virtual time passing.
+const SEED_LIMIT: Duration = Duration::from_secs(120);
+
+/// Which seeds run, and since when.
+#[derive(Default)]
+struct Running(Mutex<BTreeMap<u64, Instant>>);
+
+impl Running {
+    fn seeds(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the program when a seed takes too long; returns when `ended` says so.
+    fn watch(&self, ended: &Receiver<()>) {
+        while ended.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+            let stuck =
+                self.seeds().iter().find(|(_, since)| since.elapsed() > SEED_LIMIT).map(|(seed, _)| *seed);
+            if let Some(seed) = stuck {
+                println!("FAILED seed {seed}: not done after {SEED_LIMIT:?}");
+                std::process::exit(1);
+            }
+        }
+    }
+}
+
 /// Works through a queue on several threads; `work` gets an item, `done` its result, one at a time.
 fn in_parallel<T: Send, R: Send>(
     threads: usize,
@@ -150,8 +176,10 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
     let (count, mut ran, mut failed, mut virtual_ns, mut operations) = (jobs.len(), 0u64, 0u64, 0u64, 0u64);
     let trace = args.trace.then_some((args.trace_from * 1_000_000_000, args.trace_to * 1_000_000_000));
     let (twice, focus) = (args.twice, args.focus);
+    let running = Running::default();
     let work = |(seed, scenario): Job| {
         let how = How { scenario, trace, focus, ..How::default() };
+        running.seeds().insert(seed, Instant::now());
         let mut outcome = run(seed, how);
         if twice {
             let again = run(seed, how);
@@ -162,9 +190,10 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
                 ));
             }
         }
+        running.seeds().remove(&seed);
         outcome
     };
-    in_parallel(if single { 1 } else { workers(args) }, jobs, work, |outcome: Outcome| {
+    let report = |outcome: Outcome| {
         ran += 1;
         virtual_ns += outcome.virtual_ns;
         operations += outcome.operations;
@@ -177,6 +206,13 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
             println!("{ran} of {count} seeds, {failed} failed");
         }
         let _ = std::io::stdout().flush();
+    };
+    let (end, ended) = channel();
+    let watched = &running;
+    std::thread::scope(|scope| {
+        scope.spawn(move || watched.watch(&ended));
+        in_parallel(if single { 1 } else { workers(args) }, jobs, work, report);
+        drop(end);
     });
     let took = began.elapsed().as_secs_f64().max(0.001);
     let virtual_s = virtual_ns as f64 / 1e9;
