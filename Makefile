@@ -15,7 +15,7 @@ conformance:
 
 ## make test: every test (cargo-nextest when present).
 test: tools
-	$(CARGO) build -p cli -p drystone -p drystone_fio
+	$(CARGO) build --workspace
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace --no-fail-fast; \
 	else \
