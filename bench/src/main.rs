@@ -3,8 +3,9 @@
 //!
 //! Three single-reactor nodes with disks on tmpfs and fio with our engine share one core, so that the
 //! figures are software cost and nothing else; plain fio on a tmpfs file on the same core, in the same
-//! minute, is the yardstick R; for latency it is a TCP round trip (`echo`). `rows` says what is measured and what is to be reached, `setting` makes the
-//! cluster and pins everything, `report` prints and writes.
+//! minute, is the yardstick R; what the machine's sockets cost is measured beside it (`echo`). `rows` says what
+//! is measured and what is to be reached, `setting` makes the cluster and pins everything, `report` prints and
+//! writes.
 //!
 //! This room may know the client, and the parts of `cli` that start nodes and fio. Start reading at `run`.
 
@@ -86,7 +87,9 @@ fn run(args: &Args) -> Result<(), CliError> {
         progress("filling the image and the plain file");
         setting.fill()?;
         for round in 1..=runs {
-            report.add_round_trip(echo::round_trip_us()?);
+            for yardstick in &echo::YARDSTICKS {
+                report.add_yardstick(yardstick, echo::round_trip_us(yardstick)?);
+            }
             for row in &rows {
                 progress(&format!("run {round} of {runs}: {}", row.name));
                 measure(&mut setting, &mut report, row, seconds)?;

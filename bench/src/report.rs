@@ -1,5 +1,6 @@
 //! The table for people and the file for programs.
 
+use crate::echo::Yardstick;
 use crate::rows::{Reach, Row, Value};
 use cli::error::CliError;
 use cli::fio::FioResult;
@@ -90,8 +91,8 @@ fn median<T>(runs: &[T], value: impl Fn(&T) -> f64) -> f64 {
 /// Everything measured.
 pub struct Report {
     entries: Vec<Entry>,
-    /// Microseconds of a TCP round trip between two processes on the core, each round.
-    round_trips_us: Vec<f64>,
+    /// Microseconds of the machine's round trips, each round.
+    yardsticks: Vec<(Yardstick, Vec<f64>)>,
     cpu: usize,
     runs: usize,
     seconds: u32,
@@ -100,7 +101,7 @@ pub struct Report {
 impl Report {
     /// Nothing yet.
     pub fn new(cpu: usize, runs: usize, seconds: u32) -> Self {
-        Self { entries: Vec::new(), round_trips_us: Vec::new(), cpu, runs, seconds }
+        Self { entries: Vec::new(), yardsticks: Vec::new(), cpu, runs, seconds }
     }
 
     /// Adds a figure that is no fio run.
@@ -109,13 +110,12 @@ impl Report {
         self.entries.push(Entry { name: name.into(), unit, reach, runs, plain, values });
     }
 
-    /// Adds a measurement of the latency's yardstick.
-    pub fn add_round_trip(&mut self, us: f64) {
-        self.round_trips_us.push(us);
-    }
-
-    fn round_trip_us(&self) -> Option<f64> {
-        (!self.round_trips_us.is_empty()).then(|| median(&self.round_trips_us, |us| *us))
+    /// Adds a measurement of a yardstick.
+    pub fn add_yardstick(&mut self, yardstick: &Yardstick, us: f64) {
+        match self.yardsticks.iter_mut().find(|(known, _)| known.name == yardstick.name) {
+            Some((_, runs)) => runs.push(us),
+            None => self.yardsticks.push((*yardstick, vec![us])),
+        }
     }
 
     /// Adds a run of a row.
@@ -179,12 +179,14 @@ impl Report {
             ]);
         }
         table.print()?;
-        match self.round_trip_us() {
-            Some(us) => output::line(&format!(
-                "yardstick of latency: a TCP round trip between two processes on this core takes {us:.1} us"
-            )),
-            None => Ok(()),
+        for (yardstick, runs) in &self.yardsticks {
+            let us = median(runs, |us| *us);
+            output::line(&format!(
+                "yardstick: {} takes {us:.1} us between two processes here",
+                yardstick.what
+            ))?;
         }
+        Ok(())
     }
 
     /// Writes `target/bench/results.json`.
@@ -211,8 +213,8 @@ impl Report {
                 plain.insert(entry.name.clone(), json!({ "value": value, "unit": entry.unit }));
             }
         }
-        if let Some(us) = self.round_trip_us() {
-            plain.insert("tcp-round-trip".into(), json!({ "value": us, "unit": "us" }));
+        for (yardstick, runs) in &self.yardsticks {
+            plain.insert(yardstick.name.into(), json!({ "value": median(runs, |us| *us), "unit": "us" }));
         }
         root.insert("plain".into(), plain.into());
         root.insert("machine".into(), self.machine());

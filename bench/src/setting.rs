@@ -148,15 +148,21 @@ impl Setting {
         Target::Image { engine: self.engine.clone(), cluster, image: IMAGE.into() }
     }
 
-    /// Writes the image and the plain file once from front to end: reads must find data.
+    /// Writes the image and the plain file from front to end: reads must find data. The image as often as
+    /// it takes until every byte of the disks has been written once, as the plain file's has: a file on
+    /// tmpfs gets its memory when a page is first touched, which costs as much as a whole write and which
+    /// no drive has.
     pub fn fill(&mut self) -> Result<(), CliError> {
-        for target in [self.image_target(), Target::File(self.plain_file.clone())] {
+        let whole_disk = DISK_BYTES.div_ceil(IMAGE_BYTES) + 1;
+        for (target, passes) in
+            [(self.image_target(), whole_disk), (Target::File(self.plain_file.clone()), 1)]
+        {
             let job = FioJob {
                 name: "fill".into(),
                 rw: "write",
                 bs: "1m",
                 depth: 16,
-                extra: vec![format!("--size={IMAGE_BYTES}")],
+                extra: vec![format!("--size={IMAGE_BYTES}"), format!("--loops={passes}")],
             };
             self.run(&job, &target)?;
         }
