@@ -49,8 +49,9 @@ fn writes_survive(
             let until = done.load(Ordering::Relaxed) + count;
             wait_until("writes to go on", || done.load(Ordering::Relaxed) >= until);
         };
+        let stopper = StopAtEnd(&stop);
         disturb(cluster, &more_writes);
-        stop.store(true, Ordering::Relaxed);
+        drop(stopper);
         let mut all = BTreeMap::new();
         let mut longest = Duration::ZERO;
         for writer in writers {
@@ -64,6 +65,18 @@ fn writes_survive(
     longest
 }
 
+/// Tells the writers to stop, also when the disturbance panics: the scope waits for them.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A write that takes longer has failed: the test ends instead of waiting for ever.
+const WRITE_LIMIT_MS: u64 = 60_000;
+
 /// Writes random blocks until told to stop; returns what each block must hold and the longest write.
 fn write_at(
     addresses: &[std::net::SocketAddr],
@@ -71,7 +84,8 @@ fn write_at(
     stop: &AtomicBool,
     done: &AtomicU64,
 ) -> (BTreeMap<u64, u64>, Duration) {
-    let client = drystone::blocking::Cluster::connect(addresses, drystone::Options::default()).unwrap();
+    let options = drystone::Options { io_timeout_ms: Some(WRITE_LIMIT_MS), ..Default::default() };
+    let client = drystone::blocking::Cluster::connect(addresses, options).unwrap();
     let image = client.open("i", OpenMode::ReadWrite).unwrap();
     let mut written = BTreeMap::new();
     let mut longest = Duration::ZERO;
