@@ -43,7 +43,7 @@ lint:
 
 ## make header: write client/native/include/drystone.h anew; a test checks that it is up to date.
 header:
-	DRYSTONE_WRITE_HEADER=1 $(CARGO) test -p drystone --test it the_header_is_up_to_date
+	DRYSTONE_WRITE_HEADER=1 $(CARGO) test -p drystone --test header
 
 .PHONY: tools
 tools:

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +51,35 @@ static int errors_without_a_client(void)
     return 0;
 }
 
+static void *poll_elsewhere(void *of)
+{
+    drystone_completion done;
+    return (void *)(intptr_t)drystone_poll(of, &done, 1, 0);
+}
+
+/* What a poll of this client in another thread returns. */
+static int from_another_thread(drystone_client *of)
+{
+    pthread_t thread;
+    void *result = NULL;
+    if (pthread_create(&thread, NULL, poll_elsewhere, of) != 0 || pthread_join(thread, &result) != 0)
+        exit(1);
+    return (int)(intptr_t)result;
+}
+
+static int threads(const char *addresses)
+{
+    drystone_client *movable = NULL;
+    drystone_options options = {0};
+    options.flags = DRYSTONE_MOVABLE;
+    CHECK(from_another_thread(client) == -EPERM);
+    CHECK(strstr(drystone_last_error(client), "another thread") != NULL);
+    CHECK(drystone_connect(addresses, &options, &movable) == 0);
+    CHECK(from_another_thread(movable) == 0);
+    drystone_free(&movable);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t image = 0, other = 0, size = 0;
@@ -66,6 +96,8 @@ int main(int argc, char **argv)
 
     options.open_timeout_ms = 5000;
     CHECK(drystone_connect(argv[1], &options, &client) == 0);
+    if (threads(argv[1]) != 0)
+        return 1;
     CHECK(drystone_open(client, "no such image", DRYSTONE_READ_WRITE, &image) == -ENOENT);
     CHECK(strstr(drystone_last_error(client), "no such image") != NULL);
     CHECK(drystone_open(client, NULL, DRYSTONE_READ_WRITE, &image) == -EINVAL);

@@ -1,5 +1,7 @@
 //! `include/drystone.h` is what the source says.
 
+#![allow(clippy::expect_used, reason = "a test that cannot go on shall panic")]
+
 use std::path::Path;
 
 #[test]

@@ -1,6 +1,7 @@
 //! A C program, compiled with the generated header and linked with `libdrystone.so`.
 
-use crate::server::Server;
+use crate::MIB;
+use crate::common::{TestCluster, temp_dir};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,15 +20,15 @@ fn library_dir() -> PathBuf {
 #[test]
 fn a_c_program_opens_an_image_and_does_io() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let dir = tempfile::tempdir().unwrap();
+    let dir = temp_dir();
     let program = dir.path().join("smoke");
     let library = library_dir();
     let compiled = Command::new("cc")
-        .args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
+        .args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"])
         .arg(&program)
-        .arg(root.join("tests/c/smoke.c"))
+        .arg(root.join("tests/native/smoke.c"))
         .arg("-I")
-        .arg(root.join("include"))
+        .arg(root.join("../client/native/include"))
         .arg("-L")
         .arg(&library)
         .arg("-ldrystone")
@@ -35,8 +36,8 @@ fn a_c_program_opens_an_image_and_does_io() {
         .output()
         .expect("a C compiler");
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    let server = Server::start(8 << 20);
-    let ran = Command::new(&program).arg(server.addresses()).arg("disk").output().unwrap();
+    let cluster = TestCluster::with_image(3, 8 * MIB);
+    let ran = Command::new(&program).arg(cluster.fleet.cluster_flag()).arg("i").output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success() && out.trim() == "ok", "{out}{err}");
 }

@@ -1,16 +1,14 @@
 //! The client with a thread of its own.
 
-use crate::server::Server;
+use crate::MIB;
+use crate::common::{TestCluster, pattern};
 use drystone::blocking::{Cluster, Error};
 use drystone::{AdminError, Change, MetaReply, MetaRequest, OpenMode, Options, SubmitError};
 
-const MIB: u64 = 1 << 20;
-
 #[test]
 fn calls_from_many_threads_are_done_when_they_return() {
-    let server = Server::start(128 * MIB);
-    let cluster = Cluster::connect(&server.control, Options::default()).unwrap();
-    let image = cluster.open("disk", OpenMode::ReadWrite).unwrap();
+    let cluster = TestCluster::with_image(3, 128 * MIB);
+    let image = cluster.client().open("i", OpenMode::ReadWrite).unwrap();
     assert_eq!(image.info().unwrap().size_bytes, 128 * MIB);
     std::thread::scope(|scope| {
         for thread in 0..8u64 {
@@ -31,7 +29,7 @@ fn calls_from_many_threads_are_done_when_they_return() {
         }
     });
     // Longer than one operation may be.
-    let data = vec![7; 70 * MIB as usize];
+    let data = pattern(7, 70 * MIB as usize);
     image.write_at(20 * MIB, &data).unwrap();
     let mut back = vec![0; data.len()];
     image.read_at(20 * MIB, &mut back).unwrap();
@@ -42,29 +40,32 @@ fn calls_from_many_threads_are_done_when_they_return() {
 
 #[test]
 fn administration_and_watching() {
-    let server = Server::start(MIB);
-    let cluster = Cluster::connect(&server.control, Options::default()).unwrap();
+    let nodes = TestCluster::start(3);
+    let cluster = nodes.client();
     let missing = cluster.open("nothing", OpenMode::ReadWrite).err();
-    assert!(matches!(missing, Some(Error::Admin(AdminError::NotFound))));
+    assert!(matches!(missing, Some(Error::Admin(AdminError::NotFound))), "{missing:?}");
     let reply = cluster.meta(MetaRequest::Range { prefix: "/nodes/".into(), limit: 10 }).unwrap();
-    assert!(matches!(reply, MetaReply::Range { items, .. } if items.len() == 3));
+    assert!(matches!(&reply, MetaReply::Range { items, .. } if items.len() == 3), "{reply:?}");
     let news = cluster.watch(&["/w/"]).unwrap();
     let (_, first) = news.recv().unwrap();
-    assert!(first.is_empty());
-    server.with(|cluster| cluster.put("/w/1", &5));
+    assert!(first.is_empty(), "{first:?}");
+    nodes.ok(&["meta", "put", "/w/1", "5"]);
     let (_, second) = news.recv().unwrap();
-    assert!(matches!(&second[..], [Change::Put(item)] if item.key == "/w/1" && item.value == "5"));
+    assert!(
+        matches!(&second[..], [Change::Put(item)] if item.key == "/w/1" && item.value == "5"),
+        "{second:?}"
+    );
     drop(cluster);
     assert!(news.recv().is_err(), "the watch ends with the client");
 }
 
 #[test]
 fn an_unreachable_cluster_is_an_error() {
-    let server = Server::start(MIB);
-    let control = server.control.clone();
-    drop(server);
+    let nodes = TestCluster::start(1);
+    let control = nodes.fleet.controls();
+    drop(nodes);
     let options = Options { admin_timeout_ms: 300, ..Options::default() };
     let cluster = Cluster::connect(&control, options).unwrap();
-    let result = cluster.open("disk", OpenMode::ReadWrite).err();
+    let result = cluster.open("i", OpenMode::ReadWrite).err();
     assert!(matches!(result, Some(Error::Admin(AdminError::Unreachable { .. }))), "{result:?}");
 }
