@@ -47,6 +47,8 @@ pub enum Focus {
     None,
     /// Connections that break, and links that hold what is sent on them.
     Breaks,
+    /// Nodes that die while links still hold what they sent.
+    Late,
     /// Nodes that die and come back in quick succession.
     Churn,
     /// Nodes that are stopped or cut off while their clocks run apart.
@@ -158,6 +160,11 @@ impl Options {
                 options.fault_for_ns = 3 * SEC;
                 FaultWeights { reset: 20, clog: 20, kill: 3, ..FaultWeights::default() }
             }
+            Focus::Late => {
+                options.fault_for_ns = 3 * SEC;
+                options.fault_every_ns = 300 * MS;
+                FaultWeights { kill: 20, clog: 30, ..FaultWeights::default() }
+            }
             Focus::Churn => {
                 options.fault_for_ns = 700 * MS;
                 FaultWeights { kill: 20, power: 10, reset: 10, blackout: 1, ..FaultWeights::default() }
@@ -165,6 +172,9 @@ impl Options {
             Focus::Power => {
                 options.fault_for_ns = 300 * MS;
                 options.write_through = false;
+                // The longer a write takes, the more of them the power cut finds under way.
+                options.net = NetOptions::default();
+                (options.disk.write_ns, options.disk.flush_ns) = (MS, 5 * MS);
                 FaultWeights { kill: 5, power: 20, blackout: 20, ..FaultWeights::default() }
             }
             Focus::Isolation => {

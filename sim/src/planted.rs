@@ -31,8 +31,9 @@ fn focus_of(bug: Planted) -> Focus {
     use engine::planted::Bug as Engine;
     match bug {
         Planted::Engine(bug) => match bug {
+            Engine::SkipEpochCheck => Focus::Late,
             Engine::ForgetOrigins | Engine::OldIncarnationAccepted => Focus::Breaks,
-            Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
+            Engine::ReadFromStalePrimary => Focus::Isolation,
             _ => Focus::Churn,
         },
         Planted::Control(Control::PickStalePrimary) => Focus::Churn,
@@ -143,7 +144,7 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
 
 /// Runs without a bug, in every corner; returns the first that is not green.
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
-    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation, Focus::Power];
+    let cluster = [Focus::None, Focus::Breaks, Focus::Late, Focus::Churn, Focus::Isolation, Focus::Power];
     let corners = cluster.map(|focus| (Scenario::Cluster, focus));
     for (scenario, focus) in corners.into_iter().chain([(Scenario::Store, Focus::None)]) {
         for nth in 0..CONTROL_SEEDS {

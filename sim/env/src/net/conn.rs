@@ -29,6 +29,8 @@ pub(crate) enum NetAction {
     UserTimeout { conn: usize, end: usize },
     /// A frame of which a part has come may have stopped half-way.
     Stalled { conn: usize, end: usize },
+    /// This end's kernel asks whether the other end is still there; `missed` questions stayed unanswered.
+    KeepAlive { conn: usize, end: usize, missed: u32 },
     /// The service's own `close` takes effect.
     ClosedLocally { conn: usize, end: usize },
 }
@@ -155,11 +157,16 @@ impl Conn {
         self.ends.get_mut(end).and_then(Option::as_mut)
     }
 
-    fn is_open(&self, end: usize) -> bool {
+    pub(super) fn is_open(&self, end: usize) -> bool {
         self.end(end).is_some_and(|end| end.open)
     }
 
-    fn hosts(&self, dir: usize) -> Option<(HostId, HostId)> {
+    /// Whether something that an end has sent is still on its way.
+    pub(super) fn has_queued(&self, dir: usize) -> bool {
+        self.dirs.get(dir).is_some_and(|dir| !dir.queue.is_empty())
+    }
+
+    pub(super) fn hosts(&self, dir: usize) -> Option<(HostId, HostId)> {
         Some((self.end(dir)?.host, self.end(1 - dir)?.host))
     }
 }
@@ -187,6 +194,7 @@ impl Universe {
             NetAction::Reset { conn, end } => self.net_end(conn, end, BROKEN_RESET),
             NetAction::UserTimeout { conn, end } => self.net_user_timeout(conn, end),
             NetAction::Stalled { conn, end } => self.net_stalled(conn, end),
+            NetAction::KeepAlive { conn, end, missed } => self.net_ask(conn, end, missed),
             NetAction::ClosedLocally { conn, end } => self.net_end(conn, end, CloseReason::Local),
         }
     }
@@ -212,6 +220,7 @@ impl Universe {
             let event = Event::Accepted { conn: id_of(index, 1), token: listener.token, from };
             self.deliver(listener.core, event);
         }
+        self.net_keep_alive(index, 1);
         let at = self.now + self.net.delay(target, from);
         self.at(at, Action::Net(NetAction::SynAck { conn: index }));
     }
@@ -231,6 +240,7 @@ impl Universe {
             conn.connected = true;
         }
         self.deliver(core, Event::Connected { conn: id_of(index, 0) });
+        self.net_keep_alive(index, 0);
         for dir in 0..2 {
             self.net_schedule(index, dir, self.now);
         }
@@ -405,11 +415,18 @@ impl Universe {
         if line.stalled_since.is_none_or(|since| since + timeout > now) {
             return;
         }
-        line.queue.clear();
-        line.stalled_since = None;
-        let reason =
-            if conn.end(end).is_some_and(|end| end.closing) { CloseReason::Local } else { BROKEN_TIMEOUT };
-        self.net_end(index, end, reason);
+        self.net_break(index, end, BROKEN_TIMEOUT);
+    }
+
+    /// An end's kernel gives the connection up; what it had queued is lost.
+    pub(super) fn net_break(&mut self, index: usize, end: usize, reason: CloseReason) {
+        let Some(conn) = self.net.conns.get_mut(&index) else { return };
+        if let Some(line) = conn.dirs.get_mut(end) {
+            line.queue.clear();
+            line.stalled_since = None;
+        }
+        let closing = conn.end(end).is_some_and(|end| end.closing);
+        self.net_end(index, end, if closing { CloseReason::Local } else { reason });
     }
 
     /// An item reaches an end. It comes back when the receiving core has no memory for it.
