@@ -47,8 +47,6 @@ pub enum Focus {
     None,
     /// Connections that break, and links that hold what is sent on them.
     Breaks,
-    /// Nodes that die while links still hold what they sent.
-    Late,
     /// Nodes that die and come back in quick succession.
     Churn,
     /// Nodes that are stopped or cut off while their clocks run apart.
@@ -159,11 +157,6 @@ impl Options {
                 (options.net.reset_ppm, options.net.corrupt_ppm) = (1_000, 300);
                 options.fault_for_ns = 3 * SEC;
                 FaultWeights { reset: 20, clog: 20, kill: 3, ..FaultWeights::default() }
-            }
-            Focus::Late => {
-                options.fault_for_ns = 3 * SEC;
-                options.fault_every_ns = 300 * MS;
-                FaultWeights { kill: 20, clog: 30, ..FaultWeights::default() }
             }
             Focus::Churn => {
                 options.fault_for_ns = 700 * MS;

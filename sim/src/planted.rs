@@ -31,9 +31,8 @@ fn focus_of(bug: Planted) -> Focus {
     use engine::planted::Bug as Engine;
     match bug {
         Planted::Engine(bug) => match bug {
-            Engine::SkipEpochCheck => Focus::Late,
             Engine::ForgetOrigins | Engine::OldIncarnationAccepted => Focus::Breaks,
-            Engine::ReadFromStalePrimary => Focus::Isolation,
+            Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
             _ => Focus::Churn,
         },
         Planted::Control(Control::PickStalePrimary) => Focus::Churn,
@@ -51,6 +50,10 @@ fn left_out(bug: Planted) -> Option<&'static str> {
     use consensus::planted::Bug as Meta;
     use control::planted::Bug as Control;
     match bug {
+        Planted::Engine(engine::planted::Bug::SkipEpochCheck) => Some(
+            "leases keep a replaced primary silent; what it sent before must be held up for longer than a failover; \
+             engine's directed test sees it",
+        ),
         Planted::Control(Control::DemoteBeforeLeaseExpiry) => {
             Some("only a process that has died refuses a connection, and a dead one serves nobody")
         }
@@ -144,7 +147,7 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
 
 /// Runs without a bug, in every corner; returns the first that is not green.
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
-    let cluster = [Focus::None, Focus::Breaks, Focus::Late, Focus::Churn, Focus::Isolation, Focus::Power];
+    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation, Focus::Power];
     let corners = cluster.map(|focus| (Scenario::Cluster, focus));
     for (scenario, focus) in corners.into_iter().chain([(Scenario::Store, Focus::None)]) {
         for nth in 0..CONTROL_SEEDS {
