@@ -5,6 +5,8 @@ use super::{BROKEN_RESET, BROKEN_TIMEOUT, NetAction};
 use crate::clock::{Nanos, SEC};
 use crate::universe::{Action, Universe};
 
+// The times that `net-tcp` sets on its sockets.
+
 /// From one answered question to the next.
 const IDLE_NS: Nanos = 3 * SEC;
 /// From an unanswered question to the next.

@@ -5,7 +5,8 @@
 //! it). Between connections nothing is ordered: what an old connection still had under way may arrive
 //! after a new connection's first frames, and before the old one's `Closed`. A link that is blocked holds
 //! what is sent; a timeout of unacknowledged bytes ends a connection on the sender's side only, so the
-//! other side stays half-open until it sends or its keep-alive asks; a rebooted host answers old connections with a reset.
+//! other side stays half-open until it sends or its keep-alive asks (`keepalive`); a rebooted host answers old
+//! connections with a reset.
 
 mod conn;
 mod keepalive;
