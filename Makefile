@@ -13,9 +13,11 @@ demo: tools
 conformance:
 	CONFORMANCE_SEEDS=200 $(CARGO) test --release -p simenv --test conformance
 
+# All targets in one build: libraries that only a process under test loads are not built by running tests, and
+# building them apart would build most crates twice, with other features.
 ## make test: every test (cargo-nextest when present).
 test: tools
-	$(CARGO) build --workspace
+	$(CARGO) build --workspace --all-targets
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace --no-fail-fast; \
 	else \

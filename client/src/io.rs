@@ -104,7 +104,12 @@ impl Io {
 
     /// The next completion.
     pub(crate) fn poll(&mut self) -> Option<IoDone> {
-        self.done.pop_front()
+        let done = self.done.pop_front();
+        if done.is_none() {
+            // Back to its beginning: the next ones find memory that is in the cache.
+            self.done.clear();
+        }
+        done
     }
 
     /// Whether `poll` has something.

@@ -137,6 +137,8 @@ impl Sender {
                 heads.give(item.head);
             }
         }
+        // Back to its beginning: what is queued next finds memory that is in the cache.
+        self.queue.clear();
         self.done = 0;
     }
 }

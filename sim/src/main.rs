@@ -78,14 +78,23 @@ impl tracing_subscriber::fmt::time::FormatTime for VirtualTime {
     }
 }
 
+/// The nodes' own log lines, as `RUST_LOG` chooses them, with virtual times.
+fn start_log() {
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let lines =
+        tracing_subscriber::fmt::layer().with_timer(VirtualTime).with_ansi(false).with_writer(std::io::stderr);
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    tracing_subscriber::registry().with(lines).with(filter).init();
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     catch_panic_places();
     if args.trace {
-        let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_timer(VirtualTime);
-        log.with_ansi(false).with_writer(std::io::stderr).init();
+        start_log();
     }
     if args.planted {
         return run_planted(&args);

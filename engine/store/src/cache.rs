@@ -1,7 +1,6 @@
 //! Where pages are (the page table, always in memory, 12 bytes per page of 12 objects) and the pages that
 //! are in memory (the cache, bounded, second-chance eviction).
 
-use hashbrown::HashTable;
 use reactor::IoBuf;
 use wire::BLOCK_BYTES;
 
@@ -119,23 +118,20 @@ pub(crate) enum Lookup {
 
 pub(crate) struct Cache {
     frames: Vec<Frame>,
-    table: HashTable<u32>,
+    /// Per page its frame plus one; 0 = none. Four bytes per twelve objects, for one look-up less in every
+    /// read.
+    of_page: Seg<u32>,
     hand: usize,
     capacity: usize,
     pub(crate) hits: u64,
     pub(crate) misses: u64,
 }
 
-fn hash_page(page: u32) -> u64 {
-    let x = u64::from(page).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x ^ (x >> 32)
-}
-
 impl Cache {
     pub(crate) fn new(bytes: usize) -> Self {
         Self {
             frames: Vec::new(),
-            table: HashTable::new(),
+            of_page: Seg::new(),
             hand: 0,
             capacity: (bytes / BLOCK_BYTES).max(CACHE_PAGES_MIN),
             hits: 0,
@@ -144,13 +140,19 @@ impl Cache {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.frames.len() * (BLOCK_BYTES + size_of::<Frame>()) + self.table.allocation_size()
+        self.frames.len() * (BLOCK_BYTES + size_of::<Frame>()) + self.of_page.bytes()
     }
 
+    #[inline]
     fn find(&self, page: u32) -> Option<u32> {
-        self.table
-            .find(hash_page(page), |f| self.frames.get(*f as usize).is_some_and(|f| f.page == page))
-            .copied()
+        self.of_page.get(page as usize)?.checked_sub(1)
+    }
+
+    fn set_frame_of(&mut self, page: u32, frame: Option<u32>) {
+        self.of_page.grow(page as usize + 1);
+        if let Some(to) = self.of_page.get_mut(page as usize) {
+            *to = frame.map_or(0, |frame| frame + 1);
+        }
     }
 
     /// The page's bytes when they are in memory. Does not count and does not load.
@@ -196,9 +198,7 @@ impl Cache {
         let frame = self.frames.get_mut(at as usize)?;
         if frame.state != FrameState::Empty {
             let old = frame.page;
-            if let Ok(found) = self.table.find_entry(hash_page(old), |f| *f == at) {
-                found.remove();
-            }
+            self.set_frame_of(old, None);
         }
         let frame = self.frames.get_mut(at as usize)?;
         // A buffer still on its way to the device (a page evicted right after its write was submitted
@@ -210,9 +210,7 @@ impl Cache {
         frame.page = page;
         frame.state = state;
         frame.referenced = true;
-        let frames = &self.frames;
-        self.table
-            .insert_unique(hash_page(page), at, |f| frames.get(*f as usize).map_or(0, |f| hash_page(f.page)));
+        self.set_frame_of(page, Some(at));
         Some((at, buf))
     }
 
@@ -255,9 +253,7 @@ impl Cache {
         let page = frame.page;
         frame.state = FrameState::Empty;
         frame.page = u32::MAX;
-        if let Ok(found) = self.table.find_entry(hash_page(page), |f| *f == at) {
-            found.remove();
-        }
+        self.set_frame_of(page, None);
     }
 
     /// Which page a frame is for.

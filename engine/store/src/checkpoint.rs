@@ -293,7 +293,7 @@ impl SliceStore {
             let slot = page * SLOTS_PER_PAGE as u32 + i as u32;
             let Some(head) = self.frozen.head(slot).copied() else { continue };
             let mut record = SlotMut::of(bytes, i);
-            for change in self.frozen.changes(slot) {
+            for change in self.frozen.changes(slot, u32::MAX) {
                 let old = record.block(change.block).addr;
                 if !change.settled && old != 0 {
                     self.space.release(old);

@@ -17,6 +17,7 @@ mod checkpoint;
 pub mod commit;
 mod index;
 mod open;
+mod lists;
 mod overlay;
 pub mod page;
 pub mod planted;

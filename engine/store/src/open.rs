@@ -499,7 +499,7 @@ impl SliceStore {
                     *to = record.block(i);
                 }
             }
-            for change in self.active.changes(slot) {
+            for change in self.active.changes(slot, u32::MAX) {
                 if let Some(to) = blocks.get_mut(change.block) {
                     *to = change.to;
                 }

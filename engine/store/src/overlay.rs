@@ -4,24 +4,26 @@
 //! Two generations exist at most: the active one takes new mutations; while a checkpoint runs, the frozen
 //! one holds exactly what lies before the checkpoint's last commit. A block is looked up in the active one,
 //! then in the frozen one, then in the page. Writes therefore never read a page.
+//!
+//! An object's changes lie side by side, ordered by block (`lists`): finding one touches two cache lines
+//! however many there are.
 
 use hashbrown::HashTable;
 use wire::{Epoch, Version};
 
 use crate::index::SlotList;
+use crate::lists::{Entry, Lists};
 use crate::page::{BlockRef, SLOTS_PER_PAGE, SlotState};
 use crate::seg::Seg;
-
-const NIL: u32 = u32::MAX;
-const ADDR_MASK: u64 = (1 << 40) - 1;
-const BLOCK_SHIFT: u32 = 40;
-const SETTLED: u64 = 1 << 63;
 
 /// A changed object.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Head {
     pub(crate) slot: u32,
-    first: u32,
+    /// Where its list of changed blocks begins.
+    list: u32,
+    /// Changed blocks.
+    mask: u32,
     /// Blocks changed by commits up to `commit` that were not durable when the last of them was made.
     pub(crate) pending: u32,
     state: u8,
@@ -40,15 +42,6 @@ impl Head {
     }
 }
 
-/// A changed block.
-#[derive(Clone, Copy, Default)]
-struct Entry {
-    /// Address (40 bits), block of the object (5), and the top bit: the block beneath needs no release.
-    word: u64,
-    crc: u32,
-    next: u32,
-}
-
 /// What one look-up of a block found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Change {
@@ -58,20 +51,11 @@ pub(crate) struct Change {
     pub(crate) settled: bool,
 }
 
-impl Entry {
-    fn change(&self) -> Change {
-        Change {
-            block: (self.word >> BLOCK_SHIFT & 31) as usize,
-            to: BlockRef { addr: self.word & ADDR_MASK, crc: self.crc },
-            settled: self.word & SETTLED != 0,
-        }
-    }
-}
-
 pub(crate) struct Overlay {
     table: HashTable<u32>,
     heads: Seg<Head>,
-    entries: Seg<Entry>,
+    lists: Lists,
+    entries: usize,
     /// Bit per page with a changed object.
     pages: Vec<u64>,
     page_count: u32,
@@ -93,7 +77,8 @@ impl Overlay {
         Self {
             table: HashTable::new(),
             heads: Seg::new(),
-            entries: Seg::new(),
+            lists: Lists::new(),
+            entries: 0,
             pages: Vec::new(),
             page_count: 0,
             log_blocks: Vec::new(),
@@ -108,7 +93,7 @@ impl Overlay {
     }
     /// Changed blocks.
     pub(crate) fn entries(&self) -> usize {
-        self.entries.len()
+        self.entries
     }
     /// Pages with changed objects.
     pub(crate) fn page_count(&self) -> u32 {
@@ -121,7 +106,7 @@ impl Overlay {
     pub(crate) fn bytes(&self) -> usize {
         self.table.allocation_size()
             + self.heads.bytes()
-            + self.entries.bytes()
+            + self.lists.bytes()
             + self.pages.capacity() * 8
             + self.log_blocks.capacity() * 8
     }
@@ -130,7 +115,8 @@ impl Overlay {
     pub(crate) fn clear(&mut self) {
         self.table.clear();
         self.heads.clear();
-        self.entries.clear();
+        self.lists.clear();
+        self.entries = 0;
         self.pages.fill(0);
         self.page_count = 0;
         self.log_blocks.clear();
@@ -153,14 +139,22 @@ impl Overlay {
         self.heads.get(self.find(slot)? as usize)
     }
 
-    /// The change of one block, if any.
-    pub(crate) fn block(&self, slot: u32, block: usize) -> Option<Change> {
-        self.changes(slot).find(|c| c.block == block)
+    /// Changed blocks of an object.
+    pub(crate) fn mask(&self, slot: u32) -> u32 {
+        self.head(slot).map_or(0, |head| head.mask)
     }
 
-    /// All changes of an object.
-    pub(crate) fn changes(&self, slot: u32) -> Changes<'_> {
-        Changes { entries: &self.entries, at: self.head(slot).map_or(NIL, |h| h.first) }
+    /// The change of one block, if any.
+    pub(crate) fn block(&self, slot: u32, block: usize) -> Option<Change> {
+        self.changes(slot, 1 << block).next()
+    }
+
+    /// Changes of an object, of the blocks of `wanted`, in their order.
+    pub(crate) fn changes(&self, slot: u32, wanted: u32) -> Changes<'_> {
+        let Some(head) = self.head(slot) else { return Changes { list: &[], mask: 0, wanted: 0 } };
+        let wanted = wanted & head.mask;
+        let list = if wanted == 0 { &[] } else { self.lists.get(head.list, head.mask.count_ones()) };
+        Changes { list, mask: head.mask, wanted }
     }
 
     /// Records that an object changed; creates its entry. Returns a handle for `put`.
@@ -176,7 +170,7 @@ impl Overlay {
         let at = match self.find(slot) {
             Some(at) => at,
             None => {
-                let at = self.heads.push(Head { slot, first: NIL, ..Head::default() }) as u32;
+                let at = self.heads.push(Head { slot, ..Head::default() }) as u32;
                 let heads = &self.heads;
                 self.table.insert_unique(hash_slot(slot), at, |h| {
                     heads.get(*h as usize).map_or(0, |h| hash_slot(h.slot))
@@ -222,43 +216,95 @@ impl Overlay {
 
     /// Changes a block that is in the overlay already; returns what it was.
     pub(crate) fn replace(&mut self, head: u32, block: usize, to: BlockRef) -> Option<BlockRef> {
-        let mut at = self.heads.get(head as usize)?.first;
-        loop {
-            let entry = self.entries.get_mut(at as usize)?;
-            let change = entry.change();
-            if change.block == block {
-                entry.word = entry.word & !ADDR_MASK | to.addr & ADDR_MASK;
-                entry.crc = to.crc;
-                return Some(change.to);
-            }
-            at = entry.next;
+        let head = self.heads.get(head as usize)?;
+        if head.mask >> block & 1 == 0 {
+            return None;
         }
+        let entry = self.lists.get_mut(head.list, head.mask.count_ones()).get_mut(rank(head.mask, block))?;
+        let was = entry.to();
+        *entry = Entry::new(to, entry.settled());
+        Some(was)
     }
 
     /// Adds a block that is not in the overlay.
     pub(crate) fn add(&mut self, head: u32, block: usize, to: BlockRef, settled: bool) {
-        let Some(first) = self.heads.get(head as usize).map(|h| h.first) else { return };
-        let settled_bit = if settled { SETTLED } else { 0 };
-        let word = to.addr & ADDR_MASK | (block as u64) << BLOCK_SHIFT | settled_bit;
-        let at = self.entries.push(Entry { word, crc: to.crc, next: first }) as u32;
+        let Some(head) = self.heads.get_mut(head as usize) else { return };
+        let at = rank(head.mask, block);
+        head.list = self.lists.insert(head.list, head.mask.count_ones(), at, Entry::new(to, settled));
+        head.mask |= 1 << block;
+        self.entries += 1;
         self.unsettled += u64::from(!settled);
-        if let Some(head) = self.heads.get_mut(head as usize) {
-            head.first = at;
-        }
     }
 }
 
-/// The changes of one object.
+/// How many blocks of `mask` lie before `block`.
+fn rank(mask: u32, block: usize) -> usize {
+    (mask & ((1u32 << block) - 1)).count_ones() as usize
+}
+
+/// Changes of one object.
 pub(crate) struct Changes<'a> {
-    entries: &'a Seg<Entry>,
-    at: u32,
+    list: &'a [Entry],
+    mask: u32,
+    wanted: u32,
 }
 
 impl Iterator for Changes<'_> {
     type Item = Change;
     fn next(&mut self) -> Option<Change> {
-        let entry = self.entries.get(self.at as usize)?;
-        self.at = entry.next;
-        Some(entry.change())
+        if self.wanted == 0 {
+            return None;
+        }
+        let block = self.wanted.trailing_zeros() as usize;
+        self.wanted &= self.wanted - 1;
+        let entry = self.list.get(rank(self.mask, block))?;
+        Some(Change { block, to: entry.to(), settled: entry.settled() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// A fixed sequence that looks like none.
+    fn numbers() -> impl Iterator<Item = u64> {
+        let mut x = 1u64;
+        std::iter::repeat_with(move || {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            x >> 33
+        })
+    }
+
+    #[test]
+    fn it_holds_what_a_map_would_hold_over_generations() {
+        let mut overlay = Overlay::new();
+        let mut numbers = numbers();
+        let mut next = || numbers.next().unwrap();
+        for _ in 0..3 {
+            let mut model: BTreeMap<(u32, usize), (u64, u32)> = BTreeMap::new();
+            for _ in 0..60_000 {
+                let (slot, block) = ((next() % 3_000) as u32, (next() % 32) as usize);
+                let to = BlockRef { addr: next() << 9 & ((1 << 40) - 1), crc: next() as u32 };
+                let head = overlay.touch(slot, SlotState::Live, Version::default(), 1, 0, 1 << block);
+                let was = overlay.replace(head, block, to).map(|was| (was.addr, was.crc));
+                if was.is_none() {
+                    overlay.add(head, block, to, slot % 2 == 0);
+                }
+                assert_eq!(was, model.insert((slot, block), (to.addr, to.crc)));
+            }
+            assert_eq!(overlay.entries(), model.len());
+            for slot in 0..3_000 {
+                let held: Vec<_> =
+                    overlay.changes(slot, u32::MAX).map(|c| (c.block, (c.to.addr, c.to.crc))).collect();
+                let meant: Vec<_> =
+                    model.range((slot, 0)..=(slot, 31)).map(|(key, value)| (key.1, *value)).collect();
+                assert_eq!(held, meant);
+                assert!(overlay.changes(slot, u32::MAX).all(|c| c.settled == (slot % 2 == 0)));
+                assert_eq!(overlay.mask(slot), meant.iter().fold(0, |mask, (block, _)| mask | 1 << block));
+            }
+            overlay.clear();
+            assert_eq!((overlay.entries(), overlay.block(5, 5)), (0, None));
+        }
     }
 }

@@ -269,11 +269,9 @@ impl SliceStore {
         found.written = written;
         let mut missing = written;
         for overlay in [&self.active, &self.frozen] {
-            for change in overlay.changes(slot) {
-                if missing >> change.block & 1 == 1 {
-                    found.put(wanted, change.block, change.to);
-                    missing &= !(1 << change.block);
-                }
+            for change in overlay.changes(slot, missing) {
+                found.put(wanted, change.block, change.to);
+                missing &= !(1 << change.block);
             }
         }
         if missing != 0 {

@@ -35,6 +35,26 @@ impl<T: Copy + Default> Seg<T> {
         self.chunks.get_mut(at / CHUNK)?.get_mut(at % CHUNK)
     }
 
+    /// `len` elements from `at` on; empty when they do not lie in one chunk, or not all exist.
+    #[inline]
+    pub(crate) fn run(&self, at: usize, len: usize) -> &[T] {
+        if at.saturating_add(len) > self.len {
+            return &[];
+        }
+        let chunk = self.chunks.get(at / CHUNK);
+        chunk.and_then(|chunk| chunk.get(at % CHUNK..at % CHUNK + len)).unwrap_or(&[])
+    }
+
+    /// As `run`, to be changed.
+    #[inline]
+    pub(crate) fn run_mut(&mut self, at: usize, len: usize) -> &mut [T] {
+        if at.saturating_add(len) > self.len {
+            return &mut [];
+        }
+        let chunk = self.chunks.get_mut(at / CHUNK);
+        chunk.and_then(|chunk| chunk.get_mut(at % CHUNK..at % CHUNK + len)).unwrap_or(&mut [])
+    }
+
     /// Appends; allocates one chunk at most.
     #[inline]
     pub(crate) fn push(&mut self, value: T) -> usize {

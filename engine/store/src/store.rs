@@ -174,7 +174,12 @@ impl SliceStore {
 
     /// Takes the next event. Call until `None` after `on_event` and `flush`.
     pub fn poll(&mut self) -> Option<StoreEvent> {
-        self.events.pop_front()
+        let event = self.events.pop_front();
+        if event.is_none() {
+            // Back to its beginning: the next events find memory that is in the cache.
+            self.events.clear();
+        }
+        event
     }
 
     /// A completion whose token lies in this store's range.

@@ -25,9 +25,10 @@ use crate::types::*;
 const COMMIT_DATA_BLOCKS_MAX: usize = IOV_MAX - 1;
 /// Blocks taken from free space at a time for commits and their data to lie side by side: 4 MiB.
 const EXTENT_BLOCKS: u64 = 1024;
-/// A remainder shorter than this is given back when a commit closes: a commit with one object fits in it,
-/// so that a lone write stays one device write.
-const EXTENT_LEFT_MIN: u64 = OBJECT_BLOCKS as u64 + 1;
+/// A remainder that a commit like the last one does not fit in is given back when a commit closes, so that a
+/// lone write stays one device write. No more is asked than a commit with one object takes: where free space
+/// is in short runs, looking for a longer one each time costs more than writing in two pieces now and then.
+const EXTENT_LEFT_MAX: u64 = OBJECT_BLOCKS as u64 + 1;
 /// Small commits in flight at once. While so many are, the next one fills: each costs a block of its own, a
 /// checksum over it and a device write, so under load a few large ones are cheaper than many small ones,
 /// and their own completions come often enough. A lone writer never waits.
@@ -140,8 +141,6 @@ struct Target {
     slot: u32,
     /// Blocks written before.
     had: u32,
-    /// Blocks that may be in the active overlay.
-    inside: u32,
 }
 
 struct Mutation<'a> {
@@ -311,14 +310,8 @@ impl SliceStore {
         let changed = gone | if record.kind.has_data() { record.mask } else { 0 };
         let slot = record.slot;
         let durable = self.log.durable;
-        // Blocks that are in the active overlay already; for a single one it is cheaper to look than to ask.
-        let inside = if changed.is_power_of_two() {
-            u32::MAX
-        } else {
-            self.active.changes(slot).fold(0, |mask, change| mask | 1 << change.block)
-        };
         let head = self.active.touch(slot, state, record.version, commit, durable, changed);
-        let target = Target { head, slot, had, inside };
+        let target = Target { head, slot, had };
         record.each_block(|block, addr, crc| self.change_block(target, block, BlockRef { addr, crc }));
         let mut bits = gone;
         while bits != 0 {
@@ -336,10 +329,9 @@ impl SliceStore {
     }
 
     fn change_block(&mut self, target: Target, block: usize, to: BlockRef) {
-        let Target { head, slot, had, inside } = target;
+        let Target { head, slot, had } = target;
         let commit = self.log.next_number - 1;
-        let known = if inside >> block & 1 == 1 { self.active.replace(head, block, to) } else { None };
-        let before = match known {
+        let before = match self.active.replace(head, block, to) {
             Some(before) => before.addr,
             None => {
                 let (before, settled) = if had >> block & 1 == 0 {
@@ -541,8 +533,8 @@ impl SliceStore {
     /// Closes the commit being built: from now on the next commit's place is fixed.
     pub(crate) fn seal_commit(&mut self) {
         let Some(mut commit) = self.log.building.take() else { return };
-        if self.log.head.len < EXTENT_LEFT_MIN && !self.new_extent(EXTENT_LEFT_MIN) && self.log.head.len == 0
-        {
+        let least = (1 + commit.data_blocks as u64).min(EXTENT_LEFT_MAX);
+        if self.log.head.len < least && !self.new_extent(least) && self.log.head.len == 0 {
             self.log.building = Some(commit);
             self.fail(StoreError::NoSpace);
             return;

@@ -345,6 +345,10 @@ impl<S: Service + ?Sized> Core<S> {
             let Some(event) = self.env.events.pop_front() else { break };
             self.service.event(&mut self.env, event);
         }
+        if self.env.events.is_empty() {
+            // Back to its beginning: the next batch finds the memory that this one has in the cache.
+            self.env.events.clear();
+        }
         if batch > 0 {
             self.service.flush(&mut self.env);
             let stats = &self.env.stats;
