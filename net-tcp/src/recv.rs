@@ -1,8 +1,9 @@
 //! Receiving: a stream buffer, cut into frames.
 //!
-//! Small payloads are copied from the stream buffer into a buffer of the arena. When a payload is not all
-//! there, the next receive has two targets: the rest of the payload in its own buffer, and behind it the
-//! stream buffer for what follows.
+//! Small payloads are copied from the stream buffer into a buffer of the arena. (Having the kernel scatter them
+//! over such buffers was tried: the copy is saved, and the kernel pays for the cold memory instead.) When a
+//! payload is not all there, the next receive has two targets: the rest of the payload in its own buffer, and
+//! behind it the stream buffer for what follows.
 
 use hashbrown::HashMap;
 use io_uring::{opcode, squeue, types};
@@ -73,7 +74,8 @@ pub(crate) struct Receiver {
     /// The last receive left bytes in the socket.
     more: bool,
     expected: HashMap<u64, IoBuf, BuildHasherDefault<RequestHasher>>,
-    targets: [libc::iovec; 2],
+    /// Where the receive under way puts what comes.
+    pieces: Vec<libc::iovec>,
     message: libc::msghdr,
 }
 
@@ -87,7 +89,7 @@ impl Receiver {
             large: false,
             more: false,
             expected: HashMap::default(),
-            targets: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; 2],
+            pieces: Vec::new(),
             // SAFETY: msghdr is plain data, for which zero bytes are a valid (empty) value.
             message: unsafe { std::mem::zeroed() },
         }
@@ -111,6 +113,23 @@ impl Receiver {
 
     /// The next receive; it points into this, which must stay where it is.
     pub(crate) fn next(&mut self, fd: RawFd) -> squeue::Entry {
+        self.place();
+        let ioprio = if self.more { 0 } else { POLL_FIRST };
+        match self.pieces.as_slice() {
+            [one] => {
+                let into = one.iov_base.cast();
+                opcode::Recv::new(types::Fd(fd), into, one.iov_len as u32).ioprio(ioprio).build()
+            }
+            many => {
+                self.message.msg_iov = many.as_ptr().cast_mut();
+                self.message.msg_iovlen = many.len();
+                opcode::RecvMsg::new(types::Fd(fd), &raw mut self.message).ioprio(ioprio).build()
+            }
+        }
+    }
+
+    /// Decides where the next receive puts what comes.
+    fn place(&mut self) {
         if self.stream.is_empty() {
             self.stream = vec![0; STREAM_BYTES].into_boxed_slice();
         }
@@ -120,33 +139,26 @@ impl Receiver {
             self.end -= self.start;
             self.start = 0;
         }
+        self.pieces.clear();
+        if let Some(partial) = &self.partial {
+            let rest = partial.payload.as_ptr().wrapping_add(partial.filled);
+            let len = partial.payload.len() - partial.filled;
+            self.pieces.push(libc::iovec { iov_base: rest.cast(), iov_len: len });
+        }
         let window = if self.large { LARGE_WINDOW_BYTES } else { STREAM_BYTES };
         let room = window.max(self.end + HEADER_BYTES + META_BYTES_MAX).min(self.stream.len()) - self.end;
         let into = self.stream.as_mut_ptr().wrapping_add(self.end);
-        let ioprio = if self.more { 0 } else { POLL_FIRST };
-        match &self.partial {
-            None => opcode::Recv::new(types::Fd(fd), into, room as u32).ioprio(ioprio).build(),
-            Some(partial) => {
-                let rest = partial.payload.as_ptr().wrapping_add(partial.filled);
-                self.targets = [
-                    libc::iovec { iov_base: rest.cast(), iov_len: partial.payload.len() - partial.filled },
-                    libc::iovec { iov_base: into.cast(), iov_len: room },
-                ];
-                self.message.msg_iov = self.targets.as_mut_ptr();
-                self.message.msg_iovlen = self.targets.len();
-                opcode::RecvMsg::new(types::Fd(fd), &raw mut self.message).ioprio(ioprio).build()
-            }
-        }
+        self.pieces.push(libc::iovec { iov_base: into.cast(), iov_len: room });
     }
 
     /// `bytes` have come with the last receive; `more` lie in the socket.
     pub(crate) fn received(&mut self, bytes: usize, more: bool, conn: ConnId, events: &mut VecDeque<Event>) {
         self.more = more;
-        let mut into_stream = bytes;
+        let mut bytes = bytes;
         if let Some(partial) = &mut self.partial {
             let into_payload = bytes.min(partial.payload.len() - partial.filled);
             partial.filled += into_payload;
-            into_stream -= into_payload;
+            bytes -= into_payload;
             if partial.filled == partial.payload.len()
                 && let Some(Partial { header, crcs, payload, .. }) = self.partial.take()
             {
@@ -154,7 +166,7 @@ impl Receiver {
                     .push_back(Event::Frame { conn, frame: Frame { header, crcs, payload: Some(payload) } });
             }
         }
-        self.end = (self.end + into_stream).min(self.stream.len());
+        self.end = (self.end + bytes).min(self.stream.len());
     }
 
     /// Delivers what is complete.
@@ -245,5 +257,113 @@ fn early_check(bytes: &[u8]) -> Result<(), HeaderError> {
             Err(HeaderError::Magic(u32::from_le_bytes(*four)))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use wire::{FrameKind, block_crc};
+
+    const CONN: ConnId = ConnId(7);
+
+    /// A frame as it is sent, and whether its answer's place is known beforehand.
+    fn frame(kind: FrameKind, request: u64, payload: usize) -> (Vec<u8>, Vec<u8>) {
+        let data: Vec<u8> = (0..payload).map(|i| (i as u64 * 31 + request * 7) as u8).collect();
+        let mut header = Header::new(kind, request);
+        header.payload_len = payload as u32;
+        let mut crcs = BlockCrcs::default();
+        data.chunks(4096).for_each(|block| crcs.push(block_crc(block)));
+        let mut bytes = Vec::new();
+        header.encode_into(&crcs, &mut bytes);
+        bytes.extend_from_slice(&data);
+        (bytes, data)
+    }
+
+    /// Does what the kernel does with a receive: fills its pieces in order with at most `most` bytes.
+    fn fill(receiver: &Receiver, from: &mut &[u8], most: usize) -> usize {
+        let mut done = 0;
+        for piece in &receiver.pieces {
+            let n = piece.iov_len.min(from.len()).min(most - done);
+            // SAFETY: the receiver says that so many bytes may be written there, and holds the memory.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), piece.iov_base.cast(), n) };
+            *from = &from[n..];
+            done += n;
+        }
+        done
+    }
+
+    /// Sends the frames through a receiver in cuts of the given lengths.
+    fn pass(frames: &[(FrameKind, usize)], cuts: &[usize]) {
+        let arena = Arena::new(8 << 20).unwrap();
+        let mut receiver = Receiver::new();
+        let (mut stream, mut sent) = (Vec::new(), Vec::new());
+        for (at, (kind, payload)) in frames.iter().enumerate() {
+            let (bytes, data) = frame(*kind, at as u64, *payload);
+            if *kind == FrameKind::ReadReply && at % 3 == 0 {
+                receiver.expect(at as u64, IoBuf::heap(*payload).unwrap());
+            }
+            stream.extend_from_slice(&bytes);
+            sent.push((*kind, at as u64, data));
+        }
+        let (mut rest, mut got) = (stream.as_slice(), Vec::new());
+        let mut cuts = cuts.iter().cycle();
+        while !rest.is_empty() {
+            receiver.place();
+            let bytes = fill(&receiver, &mut rest, *cuts.next().unwrap());
+            let mut events = VecDeque::new();
+            receiver.received(bytes, !rest.is_empty(), CONN, &mut events);
+            assert_eq!(receiver.parse(Framing::Frames, &arena, CONN, &mut events), Parsed::Hungry);
+            for event in events {
+                let Event::Frame { frame, .. } = event else { panic!("{event:?}") };
+                let data = frame.payload.as_ref().map_or(Vec::new(), |buf| buf.as_slice().to_vec());
+                got.push((frame.header.kind, frame.header.request, data));
+            }
+        }
+        assert!(!receiver.is_amid_a_frame());
+        assert!(got == sent, "{} of {} frames, or others", got.len(), sent.len());
+    }
+
+    fn some_frame() -> impl Strategy<Value = (FrameKind, usize)> {
+        prop_oneof![
+            6 => Just((FrameKind::Write, 4096)),
+            1 => Just((FrameKind::SubWrite, 8192)),
+            1 => Just((FrameKind::Read, 0)),
+            1 => Just((FrameKind::ReadReply, 4096)),
+            1 => Just((FrameKind::Write, 65536)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+        #[test]
+        fn frames_arrive_whole_and_in_order_however_the_stream_is_cut(
+            runs in prop::collection::vec((some_frame(), 1usize..24), 1..12),
+            cuts in prop::collection::vec(prop_oneof![1usize..200, 4000usize..200_000], 1..8),
+        ) {
+            let frames: Vec<_> = runs.into_iter().flat_map(|(frame, n)| std::iter::repeat_n(frame, n)).collect();
+            pass(&frames, &cuts);
+        }
+    }
+
+    #[test]
+    fn a_foreign_stream_behind_a_run_of_frames_is_refused() {
+        let arena = Arena::new(1 << 20).unwrap();
+        let mut receiver = Receiver::new();
+        let mut stream: Vec<u8> = (0..8).flat_map(|at| frame(FrameKind::Write, at, 4096).0).collect();
+        stream.extend_from_slice(&[0xee; 9000]);
+        let (mut rest, mut events) = (stream.as_slice(), VecDeque::new());
+        let refused = loop {
+            receiver.place();
+            let bytes = fill(&receiver, &mut rest, 9000);
+            receiver.received(bytes, true, CONN, &mut events);
+            match receiver.parse(Framing::Frames, &arena, CONN, &mut events) {
+                Parsed::Hungry if !rest.is_empty() => {}
+                other => break other,
+            }
+        };
+        assert!(matches!(refused, Parsed::Refused(_)), "{refused:?}");
+        assert_eq!(events.len(), 8);
     }
 }

@@ -84,8 +84,10 @@ fn start_log() {
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
     let wanted = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
-    let lines =
-        tracing_subscriber::fmt::layer().with_timer(VirtualTime).with_ansi(false).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_timer(VirtualTime)
+        .with_ansi(false)
+        .with_writer(std::io::stderr);
     let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     tracing_subscriber::registry().with(lines).with(filter).init();
 }

@@ -47,6 +47,9 @@ impl PageTable {
 
     /// Makes room for `pages` pages and the nodes above them.
     pub(crate) fn grow(&mut self, pages: u32) {
+        if pages <= self.len() {
+            return;
+        }
         self.pages.grow(pages as usize);
         let (maps, tops) = tree_shape(self.len());
         if self.maps.len() < maps {
