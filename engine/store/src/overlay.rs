@@ -139,11 +139,6 @@ impl Overlay {
         self.heads.get(self.find(slot)? as usize)
     }
 
-    /// Changed blocks of an object.
-    pub(crate) fn mask(&self, slot: u32) -> u32 {
-        self.head(slot).map_or(0, |head| head.mask)
-    }
-
     /// The change of one block, if any.
     pub(crate) fn block(&self, slot: u32, block: usize) -> Option<Change> {
         self.changes(slot, 1 << block).next()
@@ -301,7 +296,8 @@ mod tests {
                     model.range((slot, 0)..=(slot, 31)).map(|(key, value)| (key.1, *value)).collect();
                 assert_eq!(held, meant);
                 assert!(overlay.changes(slot, u32::MAX).all(|c| c.settled == (slot % 2 == 0)));
-                assert_eq!(overlay.mask(slot), meant.iter().fold(0, |mask, (block, _)| mask | 1 << block));
+                let meant_7 = meant.iter().find(|(block, _)| *block == 7).map(|(_, to)| *to);
+                assert_eq!(overlay.block(slot, 7).map(|c| (c.to.addr, c.to.crc)), meant_7);
             }
             overlay.clear();
             assert_eq!((overlay.entries(), overlay.block(5, 5)), (0, None));
