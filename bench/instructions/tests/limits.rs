@@ -8,8 +8,9 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What was counted per operation, all three nodes together: write, read.
-const MEASURED: (u64, u64) = if cfg!(debug_assertions) { (90_979, 26_105) } else { (51_909, 14_997) };
+/// What was counted per operation, all three nodes together: write, read. Tests are built with other people's
+/// crates unoptimised, which takes most of the difference.
+const MEASURED: (u64, u64) = if cfg!(debug_assertions) { (140_982, 42_778) } else { (52_241, 14_749) };
 /// More than this above `MEASURED` fails, in percent.
 const MARGIN_PERCENT: u64 = 10;
 
