@@ -268,7 +268,7 @@ mod tests {
 
     const CONN: ConnId = ConnId(7);
 
-    /// A frame as it is sent, and whether its answer's place is known beforehand.
+    /// A frame as it is sent, and its payload.
     fn frame(kind: FrameKind, request: u64, payload: usize) -> (Vec<u8>, Vec<u8>) {
         let data: Vec<u8> = (0..payload).map(|i| (i as u64 * 31 + request * 7) as u8).collect();
         let mut header = Header::new(kind, request);

@@ -1,5 +1,5 @@
 //! Where pages are (the page table, always in memory, 12 bytes per page of 12 objects) and the pages that
-//! are in memory (the cache, bounded, second-chance eviction).
+//! are in memory (the cache, bounded, second-chance eviction, and 4 bytes per page to find them).
 
 use reactor::IoBuf;
 use wire::BLOCK_BYTES;

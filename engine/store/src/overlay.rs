@@ -5,8 +5,8 @@
 //! one holds exactly what lies before the checkpoint's last commit. A block is looked up in the active one,
 //! then in the frozen one, then in the page. Writes therefore never read a page.
 //!
-//! An object's changes lie side by side, ordered by block (`lists`): finding one touches two cache lines
-//! however many there are.
+//! An object's changes lie side by side, ordered by block (`lists`): once the object is found, so is each of
+//! them, however many there are.
 
 use hashbrown::HashTable;
 use wire::{Epoch, Version};
