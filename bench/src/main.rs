@@ -88,7 +88,7 @@ fn run(args: &Args) -> Result<(), CliError> {
         setting.fill()?;
         for round in 1..=runs {
             for yardstick in &echo::YARDSTICKS {
-                report.add_yardstick(yardstick, echo::round_trip_us(yardstick)?);
+                report.add_yardstick(yardstick, echo::measure_us(yardstick)?);
             }
             for row in &rows {
                 progress(&format!("run {round} of {runs}: {}", row.name));

@@ -51,6 +51,8 @@ struct Entry {
     name: String,
     unit: &'static str,
     reach: Reach,
+    /// The fio workload, if it is one.
+    row: Option<Row>,
     runs: Vec<Measured>,
     plain: Vec<Measured>,
     /// For figures that are no fio runs.
@@ -107,7 +109,7 @@ impl Report {
     /// Adds a figure that is no fio run.
     pub fn add_single(&mut self, name: &str, unit: &'static str, values: Vec<f64>, reach: Reach) {
         let (runs, plain) = (Vec::new(), Vec::new());
-        self.entries.push(Entry { name: name.into(), unit, reach, runs, plain, values });
+        self.entries.push(Entry { name: name.into(), unit, reach, row: None, runs, plain, values });
     }
 
     /// Adds a measurement of a yardstick.
@@ -116,6 +118,20 @@ impl Report {
             Some((_, runs)) => runs.push(us),
             None => self.yardsticks.push((*yardstick, vec![us])),
         }
+    }
+
+    fn yardstick_us(&self, name: &str) -> Option<f64> {
+        let (_, runs) = self.yardsticks.iter().find(|(known, _)| known.name == name)?;
+        Some(median(runs, |us| *us))
+    }
+
+    /// The sum of what the figure cannot do without here, in its unit.
+    fn parts(&self, entry: &Entry) -> Option<f64> {
+        let row = entry.row?;
+        let parts = row.parts?;
+        let us = |(name, count): (&str, u32)| Some(self.yardstick_us(name)? * f64::from(count));
+        let here = us(parts.round_trips)? + us(parts.checksums)?;
+        Some(here / row.us_per_unit() + entry.plain()? * f64::from(parts.plain))
     }
 
     /// Adds a run of a row.
@@ -129,6 +145,7 @@ impl Report {
             name: row.name.into(),
             unit: row.unit(),
             reach: row.reach,
+            row: Some(*row),
             runs: vec![run],
             plain: vec![plain],
             values: Vec::new(),
@@ -145,6 +162,7 @@ impl Report {
             ">RATIO",
             "TO REACH",
             "",
+            ">PARTS",
             ">IOPS",
             ">p50 us",
             ">p99 us",
@@ -170,6 +188,7 @@ impl Report {
                     Reach::TimesPlain(limit) => format!("<= {limit} R"),
                 },
                 if entry.reached() { "reached" } else { "MISSED" }.to_string(),
+                self.parts(entry).map_or_else(dash, |parts| format!("{parts:.2}")),
                 of(|run| run.iops, 0),
                 of(|run| run.p50_us, 1),
                 of(|run| run.p99_us, 1),
@@ -181,11 +200,9 @@ impl Report {
         table.print()?;
         for (yardstick, runs) in &self.yardsticks {
             let us = median(runs, |us| *us);
-            output::line(&format!(
-                "yardstick: {} takes {us:.1} us between two processes here",
-                yardstick.what
-            ))?;
+            output::line(&format!("yardstick: {} takes {us:.2} us here", yardstick.what))?;
         }
+        output::line("parts: round trips, drive and checksums that the figure cannot do without here")?;
         Ok(())
     }
 
@@ -199,6 +216,7 @@ impl Report {
             object.insert("unit".into(), json!(entry.unit));
             object.insert("ratio_to_plain".into(), json!(entry.ratio()));
             object.insert("reached".into(), json!(entry.reached()));
+            object.insert("sum_of_parts".into(), json!(self.parts(entry)));
             if !entry.runs.is_empty() {
                 let of = |value: fn(&Measured) -> f64| json!(median(&entry.runs, value));
                 object.insert("iops".into(), of(|run| run.iops));
