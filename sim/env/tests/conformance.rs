@@ -16,7 +16,7 @@ const LOOK_NS: u64 = 50 * US;
 const LOOK: u64 = 1;
 
 /// Seeds per scenario, unless the environment variable `CONFORMANCE_SEEDS` asks for another number.
-const SEEDS: u64 = 20;
+const SEEDS: u64 = 12;
 
 fn seeds() -> u64 {
     std::env::var("CONFORMANCE_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS)
