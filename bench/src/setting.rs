@@ -70,6 +70,7 @@ fn make_pool(cluster: &mut Cluster) -> Result<(), CliError> {
         min_copies: None,
         pg_count: None,
         failure_domain: FailureDomain::Host,
+        scrub: Default::default(),
     })?;
     ClusterStatus::wait_for(cluster, "the new pool", LIMIT, ClusterStatus::is_clean).map(|_| ())
 }

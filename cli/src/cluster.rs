@@ -9,12 +9,12 @@ use crate::error::CliError;
 use client::{AdminDone, AdminError, ImageHandle, IoDone, Op, OpenMode, Options, SubmitError};
 use control::admin::{self, Keys, PoolSpec};
 use drystone::Client;
-use placement::{Image, Pool, key};
+use placement::{Image, Pool, ScrubDepth, key};
 use serde::de::DeserializeOwned;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 use wire::control::{Change, Compare, KeyValue, MetaReply, MetaRequest, Write};
-use wire::{ImageId, Revision};
+use wire::{ImageId, PgId, Revision};
 
 /// Keys asked for in one request: an answer of this many small records fits a control frame.
 const RANGE_ITEMS: u32 = 1000;
@@ -195,6 +195,13 @@ impl Cluster {
         })
     }
 
+    /// Asks the primary of a placement group to compare its copies now.
+    pub fn want_scrub(&mut self, pg: PgId, depth: ScrubDepth) -> Result<(), CliError> {
+        self.change("the placement group", &admin::reads_want_scrub(pg), |keys| {
+            admin::want_scrub(keys, pg, depth).map(|request| ((), request))
+        })
+    }
+
     /// All images.
     pub fn images(&mut self) -> Result<Vec<Image>, CliError> {
         self.list(key::IMAGES)
@@ -322,8 +329,9 @@ pub fn decode<T: DeserializeOwned>(item: &KeyValue) -> Result<T, CliError> {
         .map_err(|error| CliError::Schema { key: item.key.clone(), problem: error.to_string() })
 }
 
-#[allow(clippy::disallowed_methods, reason = "a creation time for people, in a tool")]
-fn wall_ms() -> u64 {
+/// Milliseconds since 1970.
+#[allow(clippy::disallowed_methods, reason = "times for people, in a tool")]
+pub(crate) fn wall_ms() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)

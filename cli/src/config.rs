@@ -28,6 +28,10 @@ pub const DEFAULT_SPIN_US: u32 = 50;
 pub const BUFFER_BYTES_RANGE: std::ops::RangeInclusive<u64> = 8 << 20..=64 << 30;
 /// Smallest and largest metadata region.
 pub const META_BYTES_RANGE: std::ops::RangeInclusive<u64> = consensus::bounds::REGION_BYTES_MIN..=64 << 30;
+/// Reading of scrubs, per node and second.
+pub const DEFAULT_SCRUB_RATE: ByteSize = ByteSize(engine::SCRUB_BYTES_PER_SECOND);
+/// Slowest and fastest scrubs: slower ones would not get through a disk in its life.
+pub const SCRUB_RATE_RANGE: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 30;
 /// Data cores of one node: core numbers are 16 bits, and no machine here has more CPUs than this.
 pub const CORES_MAX: u16 = 1024;
 
@@ -155,6 +159,11 @@ section! {
         #[example = "\"64MiB\""]
         #[default = "64MiB"]
         meta_bytes: ByteSize,
+        /// Bytes that scrubs on this node may read from its own disks per second; the other copies' nodes read as
+        /// much each. How often a pool is scrubbed is set with the pool.
+        #[example = "\"100MiB\""]
+        #[default = "48MiB"]
+        scrub_rate: ByteSize,
     }
 }
 
@@ -224,6 +233,8 @@ pub struct NodeConfig {
     pub buffer_bytes: u64,
     /// Metadata region.
     pub meta_bytes: u64,
+    /// Bytes per second for scrubs.
+    pub scrub_rate: u64,
 }
 
 impl NodeConfig {
@@ -319,6 +330,7 @@ impl ConfigFile {
             spin_us: node.spin_us.unwrap_or(DEFAULT_SPIN_US),
             buffer_bytes: node.buffer_bytes.unwrap_or(DEFAULT_BUFFER_BYTES).0,
             meta_bytes: node.meta_bytes.unwrap_or(DEFAULT_META_BYTES).0,
+            scrub_rate: node.scrub_rate.unwrap_or(DEFAULT_SCRUB_RATE).0,
         };
         config.check()?;
         Ok(config)
@@ -357,6 +369,7 @@ impl NodeConfig {
         }
         in_range("node.buffer_bytes", self.buffer_bytes, BUFFER_BYTES_RANGE)?;
         in_range("node.meta_bytes", self.meta_bytes, META_BYTES_RANGE)?;
+        in_range("node.scrub_rate", self.scrub_rate, SCRUB_RATE_RANGE)?;
         if !self.meta_bytes.is_multiple_of(wire::BLOCK_BYTES as u64) {
             return Err(bad("node.meta_bytes", "must be a multiple of 4096"));
         }

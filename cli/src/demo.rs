@@ -156,6 +156,7 @@ impl<'a> Demo<'a> {
             min_copies: None,
             pg_count: Some(PGS),
             failure_domain: FailureDomain::Host,
+            scrub: Default::default(),
         })?;
         self.wait_clean("the pool's placement groups")?;
         self.cluster.create_image(IMAGE, POOL, self.args.image_size.0)?;

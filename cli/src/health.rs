@@ -339,6 +339,7 @@ mod tests {
                 pg_count: 1,
                 failure_domain: Default::default(),
                 removing: false,
+                scrub: Default::default(),
             }],
             images: Vec::new(),
             pgs: vec![(pg, record)],

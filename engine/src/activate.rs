@@ -168,6 +168,7 @@ impl DataCore {
             }
         }
         self.resend_heals(env, key, index);
+        self.resend_checks(env, key, index);
     }
 
     fn become_active(&mut self, env: &mut dyn Env, key: Key) {

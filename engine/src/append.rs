@@ -331,6 +331,9 @@ impl DataCore {
                 if self.bug(Bug::PushWithoutBlockingWrites) && matches!(obj.exclusive, Exclusive::Heal(_)) {
                     blocked = false;
                 }
+                if self.bug(Bug::ScrubWithoutHold) && matches!(obj.exclusive, Exclusive::Scrub(_)) {
+                    blocked = lacking != 0;
+                }
                 if self.bug(Bug::AcceptOutOfOrderSubwrite) && obj.exclusive == Exclusive::Free {
                     blocked = false;
                 }

@@ -161,6 +161,7 @@ impl DataCore {
             }
         }
         self.heal_after_local(env, obj_key);
+        self.check_after_change(env, obj_key);
         self.progress(env, obj_key);
     }
 

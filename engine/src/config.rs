@@ -32,6 +32,8 @@ pub struct DataCoreConfig {
     pub metrics: Arc<CoreMetrics>,
     /// How the slice stores run.
     pub store: StoreOptions,
+    /// Bytes that scrubs on this core may read from its own slices per second; members read as much beside.
+    pub scrub_bytes_per_second: u64,
     /// A deliberate bug, for the simulator's proof that it sees.
     pub planted: Planted,
 }
@@ -74,6 +76,15 @@ pub const RECOVERY_PARALLEL: usize = 16;
 pub const RECOVERY_PARALLEL_BUSY: usize = 2;
 /// Pause before an object that could not be recovered is tried again, in milliseconds.
 pub const RECOVERY_RETRY_MS: u64 = 1_000;
+/// What scrubs on a node read per second when nothing is said: a full 4 TB disk in a day, and a small part of what
+/// any SSD reads.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 48 << 20;
+/// Objects checked by scrubs at once on one core while no client is waiting.
+pub const SCRUB_PARALLEL: usize = 4;
+/// The same while clients are being served.
+pub const SCRUB_PARALLEL_BUSY: usize = 1;
+/// PGs whose scrub may wait on one core: the control core asks for one after the other.
+pub const SCRUBS_QUEUED_MAX: usize = 64;
 /// Tombstones purged at once.
 pub const PURGE_PARALLEL: usize = 8;
 /// Shortest time between two reports of a PG whose counts change, in milliseconds.

@@ -215,6 +215,7 @@ impl DataCore {
 
     fn contiguous(&mut self, env: &mut dyn Env, key: Key, at: usize, update: &PgUpdate) {
         self.abandon_heals(env, key);
+        self.abandon_scrubs(key);
         let Some(slice) = self.primary(key).map(|p| p.slice) else { return };
         let mut members = self.new_members(env, slice, update);
         if members.len() + 1 != update.record.acting.len() {
@@ -279,6 +280,7 @@ impl DataCore {
             return;
         }
         self.abandon_heals(env, key);
+        self.abandon_scrubs(key);
         let ops: Vec<Key> = self.ops.iter().filter(|(_, op)| op.pg == key).map(|(at, _)| at).collect();
         for at in ops {
             let Some((stage, kind, pending)) = self.ops.get(at).map(|op| (op.stage, op.kind, op.pending))

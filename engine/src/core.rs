@@ -9,6 +9,7 @@ use crate::peer::Peer;
 use crate::pg::{Pg, Primary};
 use crate::planted::Bug;
 use crate::recovery::Heal;
+use crate::scrub::Scrubs;
 use crate::session::{Conn, Sessions};
 use crate::slab::{Key, Slab};
 use crate::slices::SliceState;
@@ -39,6 +40,8 @@ pub(crate) mod ticket {
     pub(crate) const HEAL_READ: u8 = 3;
     /// A recovery repairs the own copy.
     pub(crate) const HEAL_STORE: u8 = 4;
+    /// A scrub reads an object.
+    pub(crate) const SCRUB: u8 = 5;
 }
 
 /// Where a stop stands.
@@ -78,6 +81,7 @@ pub struct DataCore {
     pub(crate) heals_background: usize,
     pub(crate) purges: usize,
     pub(crate) subs: Slab<crate::member::SubOp>,
+    pub(crate) scrubs: Scrubs,
     /// PGs whose own list is being read or swept, in turn.
     pub(crate) scans: VecDeque<Key>,
     /// PGs with something to recover, in turn.
@@ -127,6 +131,7 @@ impl DataCore {
             heals_background: 0,
             purges: 0,
             subs: Slab::with_capacity(1024),
+            scrubs: Scrubs::new(),
             scans: VecDeque::new(),
             recovering: VecDeque::new(),
             purging: VecDeque::new(),
@@ -247,6 +252,7 @@ impl DataCore {
                 self.process = Some(session);
                 self.reconsider_all(env);
             }
+            CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
             CoreMsg::Stop => self.stop(env),
             other => tracing::warn!(?other, "a data core got a message meant for the control core"),
         }
@@ -317,6 +323,7 @@ impl Service for DataCore {
         self.pump_scans(env);
         self.pump_recovery(env);
         self.pump_purges(env);
+        self.pump_scrubs(env);
         for _ in 0..FLUSH_ROUNDS {
             self.retry_parked(env);
             if !self.flush_stores(env) {

@@ -8,8 +8,8 @@
 //!
 //! It may know `wire`, `placement`, `store` and `reactor`'s traits. Start reading at `core` (tables, routing),
 //! then `append`, `commit` and `read` (the data path), `member` (the other side), `origins` (changes sent
-//! again), `config_change`, `activate` and `peering` (from record to serving), `recovery` and `purge` (the
-//! background).
+//! again), `config_change`, `activate` and `peering` (from record to serving), `recovery`, `purge`
+//! and `scrub` (the background).
 
 mod activate;
 mod append;
@@ -31,6 +31,7 @@ mod purge;
 mod read;
 mod recovery;
 mod report;
+mod scrub;
 mod session;
 mod slab;
 mod slices;
@@ -38,7 +39,7 @@ mod slices;
 mod tests;
 
 pub use crate::core::DataCore;
-pub use config::{DataCoreConfig, SliceConfig};
+pub use config::{DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
 pub use msg::CoreMsg;
 pub use origins::ORIGINS_PER_PG_MAX;
 pub use planted::Planted;

@@ -11,6 +11,7 @@ use crate::op::range_mask;
 use crate::origins::ORIGINS_PER_PG_MAX;
 use crate::pg::LocalMember;
 use crate::planted::Bug;
+use crate::scrub::verified;
 use crate::slab::Key;
 use reactor::{ConnId, Env, Frame, IoBuf, Mono};
 use store::{ListCursor, ObjectData, Presence, StoreError};
@@ -30,6 +31,12 @@ pub(crate) struct SubOp {
     echoes: Vec<(ConnId, Header)>,
 }
 
+impl SubOp {
+    pub(crate) fn new(conn: ConnId, header: Header, pg: Key, at: usize, arrived: Mono) -> Self {
+        Self { conn, header, pg, at, arrived, echoes: Vec::new() }
+    }
+}
+
 /// What is to be done with a sub-operation.
 enum Verdict {
     Apply,
@@ -41,7 +48,7 @@ enum Verdict {
 fn class_of(kind: FrameKind) -> OpClass {
     match kind {
         FrameKind::SubPush | FrameKind::SubPurge => OpClass::SubPush,
-        FrameKind::SubRead => OpClass::SubRead,
+        FrameKind::SubRead | FrameKind::SubVerify => OpClass::SubRead,
         _ => OpClass::SubWrite,
     }
 }
@@ -79,6 +86,7 @@ impl DataCore {
             | FrameKind::SubDelete
             | FrameKind::SubPush
             | FrameKind::SubRead
+            | FrameKind::SubVerify
             | FrameKind::SubPurge
             | FrameKind::SubOrigins => {}
             FrameKind::Read | FrameKind::Write | FrameKind::Zero | FrameKind::Delete => {
@@ -119,6 +127,7 @@ impl DataCore {
         match header.kind {
             FrameKind::List => return self.list(env, conn, at, &header),
             FrameKind::SubRead => return self.sub_read(env, conn, at, pg, frame),
+            FrameKind::SubVerify => return self.sub_verify(env, conn, at, pg, &header),
             FrameKind::SubOrigins => return self.sub_origins(env, conn, pg, at, &frame),
             _ => {}
         }
@@ -217,7 +226,7 @@ impl DataCore {
         frame: Frame,
     ) {
         let header = frame.header;
-        let sub = SubOp { conn, header, pg, at, arrived: env.now(), echoes: Vec::new() };
+        let sub = SubOp::new(conn, header, pg, at, env.now());
         let key = self.subs.insert(sub);
         match self.store_sub(env, key, at, presence, &frame) {
             Ok(()) => {
@@ -289,7 +298,7 @@ impl DataCore {
             .subs
             .iter_mut()
             .filter(|(_, sub)| sub.at == at && sub.header.object == header.object)
-            .filter(|(_, sub)| sub.header.kind != FrameKind::SubRead)
+            .filter(|(_, sub)| !matches!(sub.header.kind, FrameKind::SubRead | FrameKind::SubVerify))
             .max_by_key(|(_, sub)| (sub.arrived, sub.header.version));
         match last {
             Some((_, sub)) => sub.echoes.push((conn, *header)),
@@ -341,7 +350,7 @@ impl DataCore {
 
     fn sub_read(&mut self, env: &mut dyn Env, conn: ConnId, at: usize, pg: Key, frame: Frame) {
         let header = frame.header;
-        let key = self.subs.insert(SubOp { conn, header, pg, at, arrived: env.now(), echoes: Vec::new() });
+        let key = self.subs.insert(SubOp::new(conn, header, pg, at, env.now()));
         let read = match self.store(at) {
             Ok(store) => store.read_object(env, key.tagged(ticket::SUB), header.object),
             Err(error) => Err(error),
@@ -359,6 +368,14 @@ impl DataCore {
         result: Result<ObjectData, StoreError>,
     ) {
         let Some(sub) = self.subs.remove(key) else { return };
+        if sub.header.kind == FrameKind::SubVerify {
+            let status = result.as_ref().map_or_else(|error| error.status(), |_| Status::Ok);
+            self.metrics.op(OpClass::SubRead).done(status, 0, sub.arrived, env.now());
+            return match result {
+                Ok(data) => self.answer_verify(env, sub.conn, &sub.header, verified(&data)),
+                Err(_) => self.answer_status(env, sub.conn, &sub.header, status),
+            };
+        }
         let (status, data) = match result {
             Ok(data) if matches!(data.presence, Presence::Live(_)) => (Status::Ok, Some(data)),
             Ok(_) => (Status::NotFound, None),

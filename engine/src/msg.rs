@@ -3,7 +3,7 @@
 //! Control only: no client data takes this way. The mesh's `Box<dyn Any + Send>` holds the `CoreMsg`
 //! itself: `into_mesh` and `from_mesh` are the two ends.
 
-use placement::{PgRecord, Pool};
+use placement::{PgRecord, Pool, ScrubDepth};
 use reactor::{MeshMsg, Mono};
 use std::net::SocketAddr;
 use wire::{Epoch, NodeId, PgId, Revision, SessionId, SliceId};
@@ -51,6 +51,19 @@ pub struct PgReport {
     pub missing: u64,
 }
 
+/// What a scrub of a PG found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ScrubReport {
+    /// Which.
+    pub pg: PgId,
+    /// How thoroughly.
+    pub depth: ScrubDepth,
+    /// Objects looked at.
+    pub objects: u64,
+    /// Of these, the ones with a copy that was bad or different. They are being recovered.
+    pub errors: u64,
+}
+
 /// Mesh messages of a node.
 #[derive(Debug)]
 pub enum CoreMsg {
@@ -71,6 +84,13 @@ pub enum CoreMsg {
     Identity {
         /// This process.
         session: SessionId,
+    },
+    /// Compare the copies of a PG whose primary is here; `Scrubbed` follows unless its record changes.
+    Scrub {
+        /// Which.
+        pg: PgId,
+        /// How thoroughly.
+        depth: ScrubDepth,
     },
     /// Finish what is in flight, close the slices, answer `Stopped`.
     Stop,
@@ -131,6 +151,8 @@ pub enum CoreMsg {
         /// Numbers.
         stat: placement::SliceStat,
     },
+    /// A scrub has been through all objects of a PG.
+    Scrubbed(ScrubReport),
     /// Everything is closed.
     Stopped,
 }

@@ -94,6 +94,8 @@ pub(crate) enum Exclusive {
     Heal(Key),
     /// A purge of its tombstone.
     Purge,
+    /// A scrub (`scrub::Check`) compares its copies.
+    Scrub(Key),
 }
 
 /// A queue of operations: head and tail of a list through the table.

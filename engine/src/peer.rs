@@ -28,6 +28,10 @@ pub(crate) mod request {
     pub(crate) const READ: u8 = 5;
     /// What a member is to know of a PG's changes (`origins`).
     pub(crate) const ORIGINS: u8 = 6;
+    /// A scrub's `List` of a PG.
+    pub(crate) const SCRUB_LIST: u8 = 7;
+    /// A scrub asks for a copy (`scrub::Check`).
+    pub(crate) const VERIFY: u8 = 8;
 }
 
 /// How far a connection to a peer is.
@@ -159,6 +163,8 @@ impl DataCore {
             (FrameKind::ActivateReply, request::ACTIVATE) => self.activate_reply(env, key, &frame),
             (FrameKind::SubOriginsReply, request::ORIGINS) => self.origins_reply(key, &frame.header),
             (FrameKind::ListReply, request::LIST) => self.list_reply(env, key, &frame),
+            (FrameKind::ListReply, request::SCRUB_LIST) => self.scrub_listed(key, &frame),
+            (FrameKind::SubVerifyReply, request::VERIFY) => self.verify_reply(env, key, &frame),
             (
                 FrameKind::SubPushReply | FrameKind::SubDeleteReply | FrameKind::SubPurgeReply,
                 request::PUSH,

@@ -23,6 +23,10 @@ pub enum Bug {
     OldIncarnationAccepted,
     /// A primary does not recognise changes that are sent again.
     ForgetOrigins,
+    /// A scrub finds what is bad and leaves it.
+    ScrubRepairsNothing,
+    /// Changes of an object go on while a scrub compares its copies.
+    ScrubWithoutHold,
 }
 
 impl Bug {
@@ -39,6 +43,8 @@ impl Bug {
             Self::AcceptOutOfOrderSubwrite,
             Self::OldIncarnationAccepted,
             Self::ForgetOrigins,
+            Self::ScrubRepairsNothing,
+            Self::ScrubWithoutHold,
         ]
     }
 
@@ -55,6 +61,8 @@ impl Bug {
             Self::AcceptOutOfOrderSubwrite => "engine-accept-out-of-order-subwrite",
             Self::OldIncarnationAccepted => "engine-old-incarnation-accepted",
             Self::ForgetOrigins => "engine-forget-origins",
+            Self::ScrubRepairsNothing => "engine-scrub-repairs-nothing",
+            Self::ScrubWithoutHold => "engine-scrub-without-hold",
         }
     }
 }

@@ -202,6 +202,7 @@ impl DataCore {
                 }
                 match class {
                     ticket::HEAL_READ => self.heal_read_done(env, key, result),
+                    ticket::SCRUB => self.check_read_done(env, key, result),
                     ticket::SUB => self.sub_read_done(env, key, result),
                     _ => {}
                 }

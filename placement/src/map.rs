@@ -12,6 +12,7 @@
 //! | `/live/ID` | [`Live`], bound to the node's lease, in memory | that node, at start |
 //! | `/stats/ID` | [`NodeStats`], bound to the node's lease, in memory | that node, when it changes |
 //! | `/pg/POOL/INDEX` | [`PgRecord`] | the director; the primary for `in_sync` |
+//! | `/scrub/POOL/INDEX` | [`ScrubRecord`] | the primary's node after a scrub; whoever wants one |
 //!
 //! Numbers in keys are written with fixed width (`key::*`), so that key order is number order.
 
@@ -43,6 +44,8 @@ pub mod key {
     pub const STATS: &str = "/stats/";
     /// Prefix of [`PgRecord`] keys.
     pub const PGS: &str = "/pg/";
+    /// Prefix of [`ScrubRecord`] keys.
+    pub const SCRUBS: &str = "/scrub/";
 
     /// Key of a pool.
     pub fn pool(id: PoolId) -> String {
@@ -85,9 +88,20 @@ pub mod key {
     pub fn pg(id: PgId) -> String {
         format!("{PGS}{:010}/{:08}", id.pool.0, id.index)
     }
-    /// The PG that a key names.
+    /// Key of a PG's scrubs.
+    pub fn scrub(id: PgId) -> String {
+        format!("{SCRUBS}{:010}/{:08}", id.pool.0, id.index)
+    }
+    /// The PG that a PG's key names.
     pub fn parse_pg(key: &str) -> Option<PgId> {
-        let (pool, index) = key.strip_prefix(PGS)?.split_once('/')?;
+        parse_pg_below(PGS, key)
+    }
+    /// The PG that a key of its scrubs names.
+    pub fn parse_scrub(key: &str) -> Option<PgId> {
+        parse_pg_below(SCRUBS, key)
+    }
+    fn parse_pg_below(prefix: &str, key: &str) -> Option<PgId> {
+        let (pool, index) = key.strip_prefix(prefix)?.split_once('/')?;
         Some(PgId { pool: pool.parse().ok()?, index: index.parse().ok()? })
     }
     /// The number at the end of a node, live or stats key.
@@ -150,6 +164,55 @@ pub struct Pool {
     /// The pool is being removed; its PGs go when no image is left.
     #[serde(default)]
     pub removing: bool,
+    /// How often its PGs are scrubbed.
+    #[serde(default)]
+    pub scrub: ScrubPlan,
+}
+
+/// How often each PG of a pool is scrubbed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ScrubPlan {
+    /// Seconds between two light scrubs (versions and presence); 0: none.
+    pub light_secs: u64,
+    /// Seconds between two deep scrubs (every block of every copy); 0: none.
+    pub deep_secs: u64,
+}
+
+impl Default for ScrubPlan {
+    /// Light every day, deep every week.
+    fn default() -> Self {
+        Self { light_secs: 24 * 3600, deep_secs: 7 * 24 * 3600 }
+    }
+}
+
+/// When a PG was scrubbed and what that showed.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ScrubRecord {
+    /// End of the last scrub of any depth, milliseconds since 1970; 0: never.
+    #[serde(default)]
+    pub light_ms: u64,
+    /// End of the last deep scrub.
+    #[serde(default)]
+    pub deep_ms: u64,
+    /// Objects that the last scrub looked at.
+    #[serde(default)]
+    pub objects: u64,
+    /// Of these, the ones with a bad or different copy. They were given to recovery.
+    #[serde(default)]
+    pub errors: u64,
+    /// Somebody wants one now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted: Option<ScrubDepth>,
+}
+
+/// How thoroughly a scrub looks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScrubDepth {
+    /// Versions and presence.
+    Light,
+    /// Every copy is read and compared with its checksums, and these with each other.
+    Deep,
 }
 
 /// An image (virtual disk).

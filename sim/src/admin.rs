@@ -2,7 +2,7 @@
 //! the watch tells the truth.
 
 use client::{AdminDone, AdminTicket, ClientCore};
-use placement::{NodeStats, PgRecord, Pool, key};
+use placement::{NodeStats, PgRecord, Pool, ScrubRecord, key};
 use reactor::{Env, Event, Service, Token};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -113,6 +113,21 @@ impl Board {
             .into_iter()
             .filter_map(|(key, record)| Some((key::parse_pg(&key)?, record)))
             .collect()
+    }
+
+    /// What is known of all PGs' scrubs.
+    pub fn scrubs(&self) -> Vec<(PgId, ScrubRecord)> {
+        self.decode(key::SCRUBS)
+            .into_iter()
+            .filter_map(|(key, record)| Some((key::parse_scrub(&key)?, record)))
+            .collect()
+    }
+
+    /// A PG for which somebody still waits to have it scrubbed.
+    pub fn unscrubbed(&self) -> Option<String> {
+        let scrubs = self.scrubs();
+        let (pg, record) = scrubs.iter().find(|(_, record)| record.wanted.is_some())?;
+        Some(format!("PG {pg}: {record:?}"))
     }
 
     /// All pools.

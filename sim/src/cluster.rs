@@ -8,7 +8,7 @@ use crate::run::Planted;
 use crate::workload::{Desk, Mode, Tolerance, WorkClient};
 use control::{ControlConfig, ControlCore, LEASE_RENEW_MS, LEASE_TTL_MS, MetaRegion, Voter};
 use engine::metrics::CoreMetrics;
-use engine::{CoreMsg, DataCore, DataCoreConfig, SliceConfig};
+use engine::{CoreMsg, DataCore, DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
 use placement::{Disk, Slice};
 use reactor::{DiskIndex, DiskInfo, Service};
 use simenv::clock::NodeClock;
@@ -242,6 +242,7 @@ impl Cluster {
                     planted: self.planted.and_then(Planted::store),
                     eager_reuse: self.options.eager_reuse,
                 },
+                scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
                 planted: self.planted.map(Planted::engine).unwrap_or_default(),
             };
             let arena = self.options.arena_bytes;
@@ -265,6 +266,13 @@ impl Cluster {
             }
         }
         (lost, wrongly)
+    }
+
+    /// Objects that scrubs have compared, and copies that they found bad or different.
+    pub fn scrubbed(&self) -> (u64, u64) {
+        self.counted.iter().fold((0, 0), |(objects, bad), counted| {
+            (objects + counted.metrics.scrubbed_objects.get(), bad + counted.metrics.scrub_errors.get())
+        })
     }
 
     /// Kills a node's process.

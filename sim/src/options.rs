@@ -1,5 +1,6 @@
 //! Swarm options: every seed draws its own mix of sizes and faults, and prints all of it.
 
+use placement::ScrubPlan;
 use simenv::clock::{MS, Nanos, SEC, US};
 use simenv::disk::DiskProfile;
 use simenv::net::NetOptions;
@@ -53,6 +54,8 @@ pub enum Focus {
     Isolation,
     /// Power cuts, of single nodes and of all at once.
     Power,
+    /// A disk whose data decays, and scrubs that look for that.
+    Decay,
 }
 
 /// Everything that a seed decides.
@@ -131,6 +134,8 @@ pub struct Options {
     pub dirty_objects_max: u32,
     /// Bytes of each store's page cache.
     pub page_cache_bytes: usize,
+    /// How often PGs are scrubbed.
+    pub scrub: ScrubPlan,
 }
 
 impl Options {
@@ -169,6 +174,11 @@ impl Options {
                 options.net = NetOptions::default();
                 (options.disk.write_ns, options.disk.flush_ns) = (MS, 5 * MS);
                 FaultWeights { kill: 5, power: 20, blackout: 20, ..FaultWeights::default() }
+            }
+            Focus::Decay => {
+                (options.copies, options.gentle) = (3, true);
+                options.scrub = ScrubPlan { light_secs: 2, deep_secs: 3 };
+                FaultWeights { kill: 2, damage: 20, write_fault: 5, ..FaultWeights::default() }
             }
             Focus::Isolation => {
                 options.fault_for_ns = 4 * SEC;
@@ -238,7 +248,20 @@ impl Options {
             eager_reuse: rng.coin(),
             dirty_objects_max: rng.weighted((2, 16), &[(1, 200), (1, 65_536)]),
             page_cache_bytes: rng.weighted((2, 1 << 20), &[(1, 64 << 10)]),
+            scrub: draw_scrub(seed),
         }
+    }
+}
+
+/// Half of the seeds scrub, every few seconds.
+fn draw_scrub(seed: u64) -> ScrubPlan {
+    let mut rng = Stream::new(seed, "scrub");
+    if rng.coin() {
+        return ScrubPlan { light_secs: 0, deep_secs: 0 };
+    }
+    ScrubPlan {
+        light_secs: rng.weighted((2, 2), &[(1, 0)]),
+        deep_secs: rng.weighted((2, 4), &[(1, 1), (1, 10)]),
     }
 }
 

@@ -33,6 +33,8 @@ fn focus_of(bug: Planted) -> Focus {
         Planted::Engine(bug) => match bug {
             Engine::ForgetOrigins | Engine::OldIncarnationAccepted => Focus::Breaks,
             Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
+            Engine::ScrubRepairsNothing => Focus::Decay,
+            Engine::ScrubWithoutHold => Focus::Breaks,
             _ => Focus::Churn,
         },
         Planted::Control(Control::PickStalePrimary) => Focus::Churn,
@@ -147,7 +149,7 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
 
 /// Runs without a bug, in every corner; returns the first that is not green.
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
-    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation, Focus::Power];
+    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation, Focus::Power, Focus::Decay];
     let corners = cluster.map(|focus| (Scenario::Cluster, focus));
     for (scenario, focus) in corners.into_iter().chain([(Scenario::Store, Focus::None)]) {
         for nth in 0..CONTROL_SEEDS {

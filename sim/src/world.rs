@@ -9,13 +9,13 @@ use crate::options::Options;
 use crate::run::Planted;
 use crate::workload::{Mode, image_name};
 use control::admin::{self, Keys, PoolSpec};
-use placement::FailureDomain;
+use placement::{FailureDomain, ScrubDepth};
 use simenv::clock::{MS, SEC};
 use simenv::universe::Step;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use wire::Revision;
 use wire::control::{MetaReply, MetaRequest};
+use wire::{PgId, Revision};
 
 /// Harness tags.
 const TICK: u64 = 1;
@@ -28,6 +28,10 @@ const START_LIMIT_NS: u64 = 30 * SEC;
 const SETTLE_ROUNDS: usize = 20;
 /// From the healing of everything to clients without unfinished operations and PGs that are clean.
 const CONVERGE_LIMIT_NS: u64 = 90 * SEC;
+/// For scrubbing all PGs.
+const SCRUB_LIMIT_NS: u64 = 120 * SEC;
+/// Rounds of scrubs: the first finds what faults have left, the second nothing.
+const SCRUB_ROUNDS: usize = 3;
 /// For reading every image once.
 const READ_BACK_LIMIT_NS: u64 = 120 * SEC;
 /// For the metadata's watch and a range read to agree.
@@ -63,6 +67,8 @@ struct World {
     settled_at: u64,
     /// Blocks whose history was too large to judge.
     undecided: u64,
+    /// A scrub of everything has found nothing: disks are judged as they are, damage included.
+    scrubbed: bool,
 }
 
 /// Runs the scenario.
@@ -79,6 +85,7 @@ pub fn run(options: Options, planted: Option<Planted>, trace: Option<(u64, u64)>
         striking: false,
         settled_at: u64::MAX,
         undecided: 0,
+        scrubbed: false,
     };
     world.cluster.universe.call_at(TICK_NS, TICK);
     if world.all().is_err() && world.violations.is_empty() {
@@ -94,8 +101,9 @@ impl World {
     fn seen(self) -> Seen {
         let history = self.cluster.desk.history.borrow();
         let net = self.cluster.universe.net.counters;
+        let (scrubbed, bad) = self.cluster.scrubbed();
         let summary = format!(
-            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided",
+            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided; {} objects scrubbed, {} copies bad",
             history.acked_writes,
             history.answered_reads,
             history.unknown,
@@ -108,6 +116,8 @@ impl World {
             self.cluster.primaries.borrow().looked_at,
             history.memory.losses(),
             self.undecided,
+            scrubbed,
+            bad,
         );
         Seen {
             violations: self.violations,
@@ -142,6 +152,10 @@ impl World {
         self.converge()?;
         self.read_back()?;
         self.settle()?;
+        if self.cluster.options.scrub.deep_secs > 0 {
+            self.scrub_all()?;
+        }
+        self.judge_scrubs();
         self.judge_replicas();
         self.judge_history();
         if self.violations.is_empty() { Ok(()) } else { Err(Over) }
@@ -268,6 +282,7 @@ impl World {
             min_copies: Some(options.min_copies),
             pg_count: Some(options.pg_count),
             failure_domain: FailureDomain::Host,
+            scrub: options.scrub,
         };
         self.change("pool", |keys| admin::create_pool(keys, &spec).map(|(_, request)| request))?;
         for image in 0..options.images {
@@ -351,6 +366,28 @@ impl World {
         Err(Over)
     }
 
+    /// Scrubs every PG deeply until a whole round finds nothing: damage at rest must be mended then.
+    fn scrub_all(&mut self) -> Result<(), Over> {
+        let pgs: Vec<PgId> = self.cluster.board.borrow().pgs().into_iter().map(|(pg, _)| pg).collect();
+        for _ in 0..SCRUB_ROUNDS {
+            for pg in &pgs {
+                self.change("wish for a scrub", |keys| admin::want_scrub(keys, *pg, ScrubDepth::Deep))?;
+            }
+            self.until(SCRUB_LIMIT_NS, "scrubs of all PGs", |cluster| cluster.board.borrow().unscrubbed())?;
+            let errors: u64 =
+                self.cluster.board.borrow().scrubs().iter().map(|(_, record)| record.errors).sum();
+            self.until(CONVERGE_LIMIT_NS, "PGs clean after a scrub", |cluster| {
+                cluster.board.borrow().unclean(cluster.options.pg_count as usize)
+            })?;
+            if errors == 0 {
+                self.scrubbed = true;
+                return Ok(());
+            }
+        }
+        self.violations.push("scrub: one round after the other finds bad copies".to_owned());
+        Err(Over)
+    }
+
     /// The watch's view and a linearizable read of everything must agree.
     fn judge_metadata(&mut self) -> Result<(), Over> {
         let mut why = String::new();
@@ -378,6 +415,15 @@ impl World {
         Err(Over)
     }
 
+    /// What no disk has damaged, no scrub may call bad.
+    fn judge_scrubs(&mut self) {
+        let (_, bad) = self.cluster.scrubbed();
+        let faults = self.cluster.options.faults;
+        if bad > 0 && faults.damage == 0 && faults.write_fault == 0 {
+            self.violations.push(format!("scrub: {bad} copies were called bad and no disk is"));
+        }
+    }
+
     fn judge_replicas(&mut self) {
         let slices: BTreeMap<_, _> = self
             .cluster
@@ -385,7 +431,7 @@ impl World {
             .into_iter()
             .filter_map(|(disk, entry)| {
                 let disk = self.cluster.universe.disks.get(disk)?;
-                Some((entry.slice, replicas::contents_of(disk, entry.geometry())))
+                Some((entry.slice, replicas::contents_of(disk, entry.geometry(), self.scrubbed)))
             })
             .collect();
         simenv::trace::set_log_time(self.cluster.universe.now);

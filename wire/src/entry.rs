@@ -77,6 +77,61 @@ impl OriginEntry {
     }
 }
 
+/// What a slice holds of one object, in the payload of `SubVerifyReply`: 32 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VerifyEntry {
+    /// What there is.
+    pub holds: Holds,
+    /// Its version; zero when nothing is held.
+    pub version: Version,
+    /// Bit i: block i is written. Zero unless the object was read.
+    pub mask: u32,
+    /// CRC-32 of the checksums of the written blocks, in order. Zero unless the object was read.
+    pub digest: u32,
+}
+
+/// Whether a slice holds an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Holds {
+    /// It knows nothing of it.
+    #[default]
+    Nothing,
+    /// It has it.
+    Object,
+    /// It knows that the object was deleted.
+    Tombstone,
+}
+
+impl VerifyEntry {
+    /// Encoded size.
+    pub const BYTES: usize = 32;
+
+    /// Appends the encoded entry.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let holds: u32 = match self.holds {
+            Holds::Nothing => 0,
+            Holds::Object => 1,
+            Holds::Tombstone => 2,
+        };
+        for word in [holds, self.mask, self.digest, 0] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        put_version(self.version, out);
+    }
+
+    /// Decodes a payload; `None` when it is not exactly one entry.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let entry: &[u8; Self::BYTES] = bytes.try_into().ok()?;
+        let holds = match u32_at(entry, 0) {
+            0 => Holds::Nothing,
+            1 => Holds::Object,
+            2 => Holds::Tombstone,
+            _ => return None,
+        };
+        Some(Self { holds, version: version_at(entry, 16), mask: u32_at(entry, 4), digest: u32_at(entry, 8) })
+    }
+}
+
 fn entries<'a, const BYTES: usize, T: 'a>(
     bytes: &'a [u8],
     decode: fn(&[u8; BYTES]) -> T,
@@ -138,5 +193,20 @@ mod tests {
         assert_eq!(bytes.len(), OriginEntry::BYTES);
         assert_eq!(OriginEntry::decode_all(&bytes).unwrap().collect::<Vec<_>>(), vec![entry]);
         assert!(OriginEntry::decode_all(&bytes[1..]).is_none());
+    }
+
+    #[test]
+    fn verify_entries_survive_the_wire_and_nothing_else_is_one() {
+        for holds in [Holds::Nothing, Holds::Object, Holds::Tombstone] {
+            let version = Version { epoch: Epoch(4), counter: 5 };
+            let entry = VerifyEntry { holds, version, mask: 0x8000_0001, digest: 77 };
+            let mut bytes = Vec::new();
+            entry.encode(&mut bytes);
+            assert_eq!(bytes.len(), VerifyEntry::BYTES);
+            assert_eq!(VerifyEntry::decode(&bytes), Some(entry));
+            assert_eq!(VerifyEntry::decode(&bytes[1..]), None);
+            bytes[0] = 3;
+            assert_eq!(VerifyEntry::decode(&bytes), None);
+        }
     }
 }

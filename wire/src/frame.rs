@@ -102,6 +102,11 @@ kinds! {
     SubOrigins = 36,
     /// Its answer.
     SubOriginsReply = 37,
+    /// Primary to member (scrub): what do you hold of `object`? With `blocks` = 1 after reading it whole and
+    /// comparing every block with its checksum.
+    SubVerify = 38,
+    /// Its answer: one `VerifyEntry` in the payload; the status says `Corrupt` or `Io` when a block is bad.
+    SubVerifyReply = 39,
     /// Liveness of a connection.
     Ping = 40,
     /// Its answer.
@@ -113,7 +118,12 @@ impl FrameKind {
     pub fn has_block_crcs(self) -> bool {
         !matches!(
             self,
-            Self::Control | Self::Hello | Self::ListReply | Self::ActivateReply | Self::SubOrigins
+            Self::Control
+                | Self::Hello
+                | Self::ListReply
+                | Self::ActivateReply
+                | Self::SubOrigins
+                | Self::SubVerifyReply
         )
     }
 }

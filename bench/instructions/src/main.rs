@@ -121,6 +121,7 @@ fn spawn(universe: &mut Universe, node: u64, told: &Told) -> Result<CoreIdx, Fai
         slices: vec![slice_config],
         metrics: Arc::new(CoreMetrics::new(&[slice(node)])),
         store: StoreOptions::default(),
+        scrub_bytes_per_second: engine::SCRUB_BYTES_PER_SECOND,
         planted: Planted::none(),
     };
     let service = Box::new(DataCore::new(config));
@@ -139,6 +140,7 @@ fn update() -> PgUpdate {
         pg_count: 1,
         failure_domain: Default::default(),
         removing: false,
+        scrub: Default::default(),
     };
     let record = PgRecord {
         epoch: Epoch(1),

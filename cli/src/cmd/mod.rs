@@ -5,6 +5,7 @@ pub mod disk;
 pub mod image;
 pub mod meta;
 pub mod node;
+pub mod pg;
 pub mod pool;
 pub mod status;
 
@@ -54,6 +55,9 @@ pub enum Command {
     /// Create, list and remove pools
     #[command(subcommand)]
     Pool(pool::PoolCommand),
+    /// List placement groups, scrub them
+    #[command(subcommand)]
+    Pg(pg::PgCommand),
     /// Create, list, resize, remove, import and export images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -73,6 +77,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status::run(&global, &args),
         Command::Pool(command) => pool::run(&global, command),
+        Command::Pg(command) => pg::run(&global, command),
         Command::Image(command) => image::run(&global, command),
         Command::Disk(command) => disk::run(&global, command),
         Command::Meta(command) => meta::run(&global, command),

@@ -67,6 +67,9 @@ pub struct NodeArgs {
     /// Size of the metadata region [node.meta_bytes]
     #[arg(long, value_name = "SIZE")]
     pub meta_bytes: Option<ByteSize>,
+    /// Bytes per second that scrubs may read [node.scrub_rate]
+    #[arg(long, value_name = "SIZE")]
+    pub scrub_rate: Option<ByteSize>,
     /// Also write the addresses, as JSON, to this file once the node serves
     #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
@@ -114,6 +117,7 @@ impl NodeArgs {
                 spin_us: self.spin_us,
                 buffer_bytes: self.buffer_bytes,
                 meta_bytes: self.meta_bytes,
+                scrub_rate: self.scrub_rate,
             },
         }
     }

@@ -6,10 +6,12 @@ use crate::error::CliError;
 use crate::output::{self, Table};
 use clap::{Args, Subcommand, ValueEnum};
 use control::admin::PoolSpec;
-use placement::FailureDomain;
+use placement::{FailureDomain, ScrubPlan};
 
 /// Most copies of an object: beyond this, more copies add cost and no safety.
 const COPIES_MAX: i64 = 7;
+/// Longest time between two scrubs: ten years.
+const HOURS_MAX: u64 = 10 * 365 * 24;
 /// Most placement groups of a pool: their records are read by every node.
 const PGS_MAX: i64 = placement::PG_COUNT_MAX as i64;
 
@@ -49,6 +51,12 @@ pub struct CreateArgs {
     /// What two copies may not share
     #[arg(long, value_enum, default_value_t = Domain::Host)]
     pub failure_domain: Domain,
+    /// Hours between two light scrubs of a placement group (versions and presence of all copies); 0: none
+    #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(0..=HOURS_MAX))]
+    pub light_scrub: u64,
+    /// Hours between two deep scrubs (every block of every copy is read and compared); 0: none
+    #[arg(long, value_name = "HOURS", default_value_t = 168, value_parser = clap::value_parser!(u64).range(0..=HOURS_MAX))]
+    pub deep_scrub: u64,
 }
 
 /// `placement::FailureDomain` on the command line.
@@ -83,6 +91,7 @@ fn create(global: &Global, cluster: &mut Cluster, args: &CreateArgs) -> Result<(
             Domain::Host => FailureDomain::Host,
             Domain::Disk => FailureDomain::Disk,
         },
+        scrub: ScrubPlan { light_secs: args.light_scrub * 3600, deep_secs: args.deep_scrub * 3600 },
     })?;
     if global.json {
         return output::json(&pool);

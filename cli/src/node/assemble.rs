@@ -78,7 +78,8 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
             stats,
             ..CoreOptions::default()
         };
-        plans.push(data_core(config, core, cpu, options, hand.clone(), metrics));
+        let scrub_rate = (config.scrub_rate / hands.len() as u64).max(1);
+        plans.push(data_core(config, core, cpu, options, hand.clone(), metrics, scrub_rate));
     }
     let stats = Arc::<CoreStats>::default();
     loops.push((CONTROL_CORE, stats.clone()));
@@ -99,6 +100,7 @@ fn data_core(
     options: CoreOptions,
     slices: Vec<SliceConfig>,
     metrics: Arc<CoreMetrics>,
+    scrub_bytes_per_second: u64,
 ) -> CorePlan {
     let port = match config.data.port() {
         0 => 0,
@@ -111,6 +113,7 @@ fn data_core(
         slices,
         metrics,
         store: StoreOptions { cluster: Some(config.cluster), ..StoreOptions::default() },
+        scrub_bytes_per_second,
         planted: Planted::default(),
     };
     CorePlan {

@@ -111,6 +111,7 @@ impl FakeCluster {
             pg_count: PGS,
             failure_domain: placement::FailureDomain::Host,
             removing: false,
+            scrub: Default::default(),
         };
         let mut cluster = Self {
             id: ClusterId(0xc1),

@@ -7,14 +7,15 @@
 
 use crate::director::rule_of;
 use placement::{
-    FailureDomain, Image, NextId, Node, PG_COUNT_MAX, PlacementError, Pool, Topology, assign, key,
+    FailureDomain, Image, NextId, Node, PG_COUNT_MAX, PlacementError, Pool, ScrubDepth, ScrubPlan,
+    ScrubRecord, Topology, assign, key,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use thiserror::Error;
 use wire::control::{Compare, KeyValue, MetaReply, MetaRequest, Write};
-use wire::{BLOCK_BYTES, ImageId, PoolId, Revision, Status};
+use wire::{BLOCK_BYTES, ImageId, PgId, PoolId, Revision, Status};
 
 /// Longest name of a pool or image, in bytes: with its prefix it is a key of the metadata store.
 pub const NAME_BYTES_MAX: usize = 480;
@@ -172,6 +173,8 @@ pub struct PoolSpec {
     pub pg_count: Option<u32>,
     /// What copies may not share.
     pub failure_domain: FailureDomain,
+    /// How often its PGs are scrubbed.
+    pub scrub: ScrubPlan,
 }
 
 /// What `create_pool` needs to know.
@@ -203,6 +206,7 @@ pub fn create_pool(keys: &Keys, spec: &PoolSpec) -> Result<(Pool, MetaRequest), 
         pg_count: spec.pg_count.unwrap_or_else(|| u32::try_from(usual).unwrap_or(PG_COUNT_MAX)),
         failure_domain: spec.failure_domain,
         removing: false,
+        scrub: spec.scrub,
     };
     assign(&topology, &rule_of(&pool), &[])?;
     let name_key = key::pool_name(&pool.name);
@@ -352,6 +356,21 @@ pub fn finish_remove_image(image: &Image) -> MetaRequest {
         Write::Delete { key: key::image_name(&image.name) },
     ];
     MetaRequest::Txn { compares, writes }
+}
+
+/// What `want_scrub` needs to know.
+pub fn reads_want_scrub(pg: PgId) -> Vec<String> {
+    vec![key::pg(pg), key::scrub(pg)]
+}
+
+/// Asks the PG's primary to scrub it now. A deep one that is wanted already stays wanted.
+pub fn want_scrub(keys: &Keys, pg: PgId, depth: ScrubDepth) -> Result<MetaRequest, AdminError> {
+    let missing = AdminError::NotFound { kind: "placement group", name: pg.to_string(), known: Vec::new() };
+    keys.get::<placement::PgRecord>(&key::pg(pg))?.ok_or(missing)?;
+    let record: ScrubRecord = keys.get(&key::scrub(pg))?.unwrap_or_default();
+    let wanted = Some(record.wanted.map_or(depth, |before| before.max(depth)));
+    let compares = vec![keys.unchanged(key::scrub(pg)), Compare::Exists { key: key::pg(pg) }];
+    Ok(MetaRequest::Txn { compares, writes: vec![put(key::scrub(pg), &ScrubRecord { wanted, ..record })?] })
 }
 
 /// Forgets a node that will not come back; its slices' copies move to others. Refused by the comparison

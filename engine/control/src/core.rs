@@ -10,6 +10,7 @@ use crate::lease::Registrar;
 use crate::links::{Link, Linked, Uplink};
 use crate::metrics::ControlMetrics;
 use crate::mirror::Mirror;
+use crate::scrubs::Scrubs;
 use crate::server::{Asked, Me, Server};
 use crate::stats::Stats;
 use crate::stop::Stop;
@@ -47,6 +48,7 @@ pub struct ControlCore {
     pub(crate) feed: Feed,
     pub(crate) wishes: Wishes,
     pub(crate) stats: Stats,
+    pub(crate) scrubs: Scrubs,
     pub(crate) registrar: Registrar,
     pub(crate) authority: Mono,
     /// Drawn in advance, for the day the lease is lost.
@@ -81,6 +83,7 @@ impl ControlCore {
             incoming: VecDeque::new(),
             wishes: Wishes::default(),
             stats: Stats::default(),
+            scrubs: Scrubs::default(),
             authority: Mono(0),
             fresh: SessionId(0),
             tickets: BTreeMap::new(),
@@ -320,9 +323,14 @@ impl ControlCore {
                 }
                 self.stats.slice(slice, stat);
             }
+            CoreMsg::Scrubbed(report) => self.scrubs.reported(from, report),
             CoreMsg::Stopped => self.core_stopped(env, from),
             CoreMsg::Stop => self.begin_stop(env),
-            CoreMsg::Pg(_) | CoreMsg::PgGone { .. } | CoreMsg::Lease { .. } | CoreMsg::Identity { .. } => {
+            CoreMsg::Pg(_)
+            | CoreMsg::PgGone { .. }
+            | CoreMsg::Lease { .. }
+            | CoreMsg::Identity { .. }
+            | CoreMsg::Scrub { .. } => {
                 tracing::error!(%from, "a data core sent a message of the control core");
             }
         }

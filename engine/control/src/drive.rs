@@ -46,6 +46,8 @@ pub enum Asker {
     Wishes(u64),
     /// The statistics of this session.
     Stats(SessionId),
+    /// What a scrub found.
+    Scrubs,
 }
 
 /// Changes that are being taken over.
@@ -203,6 +205,7 @@ impl ControlCore {
             Touched::Pg(pg) => {
                 self.feed.touch_one(pg);
                 self.wishes.touched(pg);
+                self.scrubs.pg_touched(pg);
                 let primary = self.view.pgs().get(&pg).and_then(|entry| entry.record.primary);
                 let home = primary.and_then(|slice| self.view.home(slice));
                 if home.is_none_or(|home| home.node != self.config.node) {
@@ -217,6 +220,7 @@ impl ControlCore {
                     self.stats.forget_pool(pool);
                 }
             }
+            Touched::Scrub(_) => self.scrubs.touched(),
             Touched::Cluster | Touched::Image(_) | Touched::Other => {}
         }
     }
@@ -256,6 +260,19 @@ impl ControlCore {
             if let Some(request) = self.stats.plan(node, session, now) {
                 self.ask(env, Asker::Stats(session), request);
             }
+            if self.stop == crate::stop::Stop::No {
+                self.plan_scrubs(env);
+            }
+        }
+    }
+
+    fn plan_scrubs(&mut self, env: &mut dyn Env) {
+        let (now, wall_ms) = (env.now(), env.wall().0);
+        for (core, msg) in self.scrubs.look(&self.view, self.config.node, now, wall_ms) {
+            self.feed.send(core, msg);
+        }
+        if let Some(request) = self.scrubs.plan(&self.view, self.registrar.session(), wall_ms) {
+            self.ask(env, Asker::Scrubs, request);
         }
     }
 
@@ -275,6 +292,7 @@ impl ControlCore {
                 Do::Lost(session) => {
                     self.feed.shut(session);
                     self.wishes.clear();
+                    self.scrubs.clear();
                     self.fresh = SessionId(env.random().max(1));
                     self.config.status.set(|status| {
                         status.phase = Phase::Starting;
@@ -305,6 +323,7 @@ impl ControlCore {
             }
             Asker::Director(batch) => self.director.on_reply(batch, &reply, now),
             Asker::Wishes(batch) => self.wishes.on_reply(&self.view, batch, &reply),
+            Asker::Scrubs => self.scrubs.on_reply(&reply, now),
             Asker::Stats(session) => {
                 if session == self.registrar.session() {
                     self.stats.on_reply(matches!(reply, MetaReply::Applied { .. }));

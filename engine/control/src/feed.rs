@@ -60,6 +60,15 @@ impl Feed {
         }
     }
 
+    /// A message to one core, behind what waits for it.
+    pub fn send(&mut self, core: CoreId, msg: CoreMsg) {
+        if let Some(core) = self.cores.get_mut(usize::from(core.0))
+            && core.backlog.len() < FEED_BACKLOG
+        {
+            core.backlog.push_back(msg);
+        }
+    }
+
     /// All cores are to end.
     pub fn stop(&mut self) {
         self.open = false;

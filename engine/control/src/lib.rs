@@ -24,6 +24,7 @@ mod links;
 mod metrics;
 mod mirror;
 pub mod planted;
+mod scrubs;
 mod server;
 mod stats;
 mod stop;

@@ -1,7 +1,7 @@
 //! The cluster map, parsed. Every change is parsed once; nothing is ever read again from text.
 
 use engine::msg::Member;
-use placement::{Cluster, Image, Live, Node, PgRecord, Pool, key};
+use placement::{Cluster, Image, Live, Node, PgRecord, Pool, ScrubRecord, key};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use wire::control::{Change, KeyValue};
@@ -45,6 +45,8 @@ pub enum Touched {
     },
     /// A PG's record.
     Pg(PgId),
+    /// What is known of a PG's scrubs.
+    Scrub(PgId),
     /// Nothing that this view holds.
     Other,
 }
@@ -59,6 +61,7 @@ pub struct View {
     images: BTreeMap<ImageId, PoolId>,
     images_in: BTreeMap<PoolId, usize>,
     pgs: BTreeMap<PgId, PgEntry>,
+    scrubs: BTreeMap<PgId, (ScrubRecord, Revision)>,
     homes: BTreeMap<SliceId, Home>,
     pgs_of_slice: BTreeMap<SliceId, BTreeSet<PgId>>,
     dropped: Vec<SliceId>,
@@ -83,6 +86,8 @@ impl View {
         };
         if name.starts_with(key::PGS) {
             self.apply_pg(name, item)
+        } else if name.starts_with(key::SCRUBS) {
+            self.apply_scrub(name, item)
         } else if name.starts_with(key::LIVE) {
             self.apply_live(name, item)
         } else if name.starts_with(key::NODES) {
@@ -123,6 +128,17 @@ impl View {
             self.pgs.insert(pg, PgEntry { record, revision: item.mod_revision });
         }
         Touched::Pg(pg)
+    }
+
+    fn apply_scrub(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
+        let Some(pg) = key::parse_scrub(name) else { return Touched::Other };
+        self.scrubs.remove(&pg);
+        if let Some(item) = item
+            && let Some(record) = parse::<ScrubRecord>(item)
+        {
+            self.scrubs.insert(pg, (record, item.mod_revision));
+        }
+        Touched::Scrub(pg)
     }
 
     fn apply_live(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
@@ -198,6 +214,10 @@ impl View {
     /// All PGs.
     pub fn pgs(&self) -> &BTreeMap<PgId, PgEntry> {
         &self.pgs
+    }
+    /// What is known of a PG's scrubs, and the revision that says it; 0 when nothing does.
+    pub fn scrub(&self, pg: PgId) -> (ScrubRecord, Revision) {
+        self.scrubs.get(&pg).cloned().unwrap_or_default()
     }
     /// The PGs of a pool.
     pub fn pgs_of_pool(&self, pool: PoolId) -> impl Iterator<Item = (&PgId, &PgEntry)> {

@@ -26,8 +26,14 @@ fn cluster(ids: &[u64]) -> (Rig, Vec<usize>) {
 }
 
 fn create_pool(rig: &mut Rig, client: &mut Client, name: &str, copies: u8, domain: FailureDomain) -> PoolId {
-    let spec =
-        PoolSpec { name: name.into(), copies, min_copies: None, pg_count: Some(16), failure_domain: domain };
+    let spec = PoolSpec {
+        name: name.into(),
+        copies,
+        min_copies: None,
+        pg_count: Some(16),
+        failure_domain: domain,
+        scrub: Default::default(),
+    };
     let keys = client.read(rig, &admin::reads_create_pool());
     let (pool, txn) = admin::create_pool(&keys, &spec).unwrap();
     assert!(matches!(client.ask(rig, txn), MetaReply::Applied { .. }));
@@ -537,6 +543,7 @@ fn administrators_get_helpful_errors() {
         min_copies: None,
         pg_count: None,
         failure_domain: FailureDomain::Host,
+        scrub: Default::default(),
     };
     let error = admin::create_pool(&keys, &spec("p", 3)).unwrap_err();
     assert!(error.to_string().starts_with("3 copies need 3 different hosts"), "{error}");

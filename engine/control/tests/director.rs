@@ -73,6 +73,7 @@ impl World {
             pg_count: PGS,
             failure_domain: FailureDomain::Host,
             removing: false,
+            scrub: Default::default(),
         };
         world.put(&key::pool(POOL), &pool);
         world

@@ -114,6 +114,9 @@ const CORE_COUNTERS: &[(&str, &str, CoreNumber)] = &[
     ("recovered_objects_total", "Object copies made equal to their primary.", |m| m.recovered_objects.get()),
     ("recovered_bytes_total", "Bytes sent to make object copies equal.", |m| m.recovered_bytes.get()),
     ("repaired_objects_total", "Bad own copies rewritten from another member.", |m| m.repaired.get()),
+    ("scrubs_total", "Scrubs of a placement group that went through.", |m| m.scrubs.get()),
+    ("scrubbed_objects_total", "Objects whose copies a scrub compared.", |m| m.scrubbed_objects.get()),
+    ("scrub_errors_total", "Copies that a scrub found bad or different.", |m| m.scrub_errors.get()),
     ("out_of_sync_total", "Members reported as out of sync.", |m| m.out_of_sync.get()),
     ("purged_tombstones_total", "Tombstones purged.", |m| m.purged.get()),
 ];

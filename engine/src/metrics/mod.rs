@@ -188,6 +188,12 @@ pub struct CoreMetrics {
     pub recovered_bytes: Cell64,
     /// Local copies rewritten from another member after a bad read.
     pub repaired: Cell64,
+    /// Scrubs of a PG that went through.
+    pub scrubs: Cell64,
+    /// Objects whose copies a scrub compared.
+    pub scrubbed_objects: Cell64,
+    /// Copies that a scrub found bad or different.
+    pub scrub_errors: Cell64,
     /// Members reported as out of sync.
     pub out_of_sync: Cell64,
     /// Tombstones purged.

@@ -127,6 +127,7 @@ impl Cluster {
             slices: vec![self.geometry[&node]],
             metrics: Arc::new(CoreMetrics::new(&[slice(node)])),
             store: StoreOptions { page_cache_bytes: 1 << 20, ..Default::default() },
+            scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,
             planted: self.planted,
         };
         let mut env = CoreEnv { world: self.world.clone(), node, arena: Arena::new(16 << 20).unwrap() };
@@ -174,6 +175,7 @@ impl Cluster {
             pg_count: 1,
             failure_domain: Default::default(),
             removing: false,
+            scrub: Default::default(),
         };
         let members = (0..3)
             .map(|node| Member {

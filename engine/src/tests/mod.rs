@@ -7,5 +7,6 @@ mod origins;
 mod random;
 mod refusals;
 mod returning;
+mod scrub;
 mod slices;
 mod world;

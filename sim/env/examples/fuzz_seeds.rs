@@ -18,7 +18,7 @@ use wire::{
     BLOCK_BYTES, BlockCrcs, ClusterId, CoreId, DiskUuid, Epoch, FrameKind, Header, ImageId, NodeId, ObjectId,
     PgId, PoolId, Revision, SessionId, SliceId, Status, Version,
 };
-use wire::{ListEntry, OriginEntry};
+use wire::{Holds, ListEntry, OriginEntry, VerifyEntry};
 
 type Seeds = Vec<Vec<u8>>;
 
@@ -62,7 +62,10 @@ fn frames() -> Seeds {
         ListEntry { object: object(index), version, tombstone: index == 1 }.encode(&mut list);
         OriginEntry { image: ImageId(2), index, origin: index + 7, version }.encode(&mut origins);
     }
-    all.extend([list, origins]);
+    let mut verify = Vec::new();
+    let version = Version { epoch: Epoch(1), counter: 2 };
+    VerifyEntry { holds: Holds::Object, version, mask: 5, digest: 6 }.encode(&mut verify);
+    all.extend([list, origins, verify]);
     all
 }
 

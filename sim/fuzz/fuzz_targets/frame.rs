@@ -1,7 +1,7 @@
 //! Bytes from a socket, as the transport treats them: a header, its checksums, list entries.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
-use wire::{Header, ListEntry, OriginEntry};
+use wire::{Header, ListEntry, OriginEntry, VerifyEntry};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(lengths) = Header::peek(bytes) {
@@ -21,5 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
         let mut again = Vec::new();
         entries.for_each(|entry| entry.encode(&mut again));
         assert_eq!(again, bytes);
+    }
+    if let Some(entry) = VerifyEntry::decode(bytes) {
+        let mut again = Vec::new();
+        entry.encode(&mut again);
+        assert_eq!(VerifyEntry::decode(&again), Some(entry), "decoding is not stable");
     }
 });

@@ -142,11 +142,13 @@ impl Service for Reader {
     }
 }
 
-/// Opens a copy of a slice and reads everything in it.
-pub fn contents_of(disk: &SimDisk, geometry: SliceGeometry) -> Contents {
+/// Opens a copy of a slice and reads everything in it: of the disk as it is, or of what it would be without the
+/// damage done to it.
+pub fn contents_of(disk: &SimDisk, geometry: SliceGeometry, as_it_is: bool) -> Contents {
     let mut universe = Universe::new(1);
     universe.add_host(Ipv4Addr::LOCALHOST, NodeClock::default());
-    universe.disks.push(disk.snapshot(Stream::new(1, "snapshot")));
+    let rng = Stream::new(1, "snapshot");
+    universe.disks.push(if as_it_is { disk.twin(rng) } else { disk.snapshot(rng) });
     let contents = Rc::new(RefCell::new(Contents::default()));
     let service =
         Reader { geometry, store: None, contents: contents.clone(), queue: Vec::new(), reading: None };

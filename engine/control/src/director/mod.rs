@@ -207,7 +207,7 @@ impl Director {
             Touched::Image(pool) => {
                 leading.dirty_pools.insert(pool);
             }
-            Touched::Cluster | Touched::Other => {}
+            Touched::Cluster | Touched::Scrub(_) | Touched::Other => {}
         }
     }
 
@@ -410,8 +410,11 @@ impl Leading {
             return None;
         }
         let delete = |key: String| Write::Delete { key };
-        let mut writes: Vec<Write> =
-            view.pgs_of_pool(id).take(PGS_PER_TXN).map(|(pg, _)| delete(key::pg(*pg))).collect();
+        let mut writes: Vec<Write> = view
+            .pgs_of_pool(id)
+            .take(PGS_PER_TXN)
+            .flat_map(|(pg, _)| [delete(key::pg(*pg)), delete(key::scrub(*pg))])
+            .collect();
         if writes.is_empty() {
             writes = vec![delete(key::pool(id)), delete(key::pool_name(&pool.name))];
         }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use wire::BLOCK_BYTES;
 
 /// What a read of a damaged block sees, until the block is written again.
+#[derive(Clone)]
 pub(super) enum Overlay {
     /// An I/O error: a latent sector error.
     Unreadable,

@@ -463,6 +463,13 @@ impl SimDisk {
         copy_block(self.visible.get(&block).and_then(|cell| cell.data.as_deref()), into);
     }
 
+    /// A copy of the contents, damage at rest included, as a fresh disk with the same promises.
+    pub fn twin(&self, rng: Stream) -> Self {
+        let mut copy = self.snapshot(rng);
+        copy.overlays = self.overlays.clone();
+        copy
+    }
+
     /// A copy of the healthy contents as a fresh disk with the same promises, for checkers that open a
     /// store on it without disturbing this one.
     pub fn snapshot(&self, rng: Stream) -> Self {
