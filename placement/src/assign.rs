@@ -10,9 +10,11 @@
 
 use crate::fair::{Share, shares};
 use crate::map::FailureDomain;
-use crate::primary;
+use crate::primary::Chooser;
 use crate::topology::{Spot, Topology};
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use thiserror::Error;
 use wire::SliceId;
 
@@ -69,19 +71,105 @@ pub fn assign(
     rule: &Rule,
     previous: &[Vec<SliceId>],
 ) -> Result<Vec<Vec<SliceId>>, PlacementError> {
-    check(topology, rule)?;
-    let mut state = State::new(topology, rule);
-    state.keep(previous);
-    state.fill();
-    let loose = state.shares.clone();
-    state.shares.iter_mut().for_each(|share| *share = share.tight());
-    state.rebalance(Movable::Fresh);
-    state.shares = loose;
-    state.rebalance(Movable::All);
-    let mut members = state.members;
-    primary::choose(topology.spots(), rule, &mut members, previous);
-    let name = |at: &usize| topology.spots().get(*at).map(|spot| spot.slice);
-    Ok(members.iter().map(|list| list.iter().filter_map(name).collect()).collect())
+    let mut assigner = Assigner::new(Arc::new(topology.clone()), *rule, previous.to_vec())?;
+    loop {
+        if let Some(lists) = assigner.step(u64::MAX) {
+            return Ok(lists);
+        }
+    }
+}
+
+/// Looks at places in one step of an assignment that shares a loop with others: well below a millisecond, so that even a
+/// slow machine stays below the five that a step may take.
+pub const LOOKS_PER_STEP: u64 = 20_000;
+
+/// What an assignment does next.
+enum Stage {
+    /// Step 1, from this PG on.
+    Keep(u32),
+    /// Step 2, from this PG on.
+    Fill(u32),
+    /// Step 3: the slices that are stuck, and the bounds that hold afterwards.
+    Fresh(BTreeSet<usize>, Vec<Share>),
+    /// Step 3 again, any PG.
+    All(BTreeSet<usize>),
+    /// Step 4.
+    Primaries(Box<Chooser>),
+}
+
+/// `assign` in bounded steps, for pools with many PGs.
+pub struct Assigner {
+    state: State,
+    stage: Stage,
+    previous: Vec<Vec<SliceId>>,
+}
+
+impl Assigner {
+    /// Takes what `assign` takes.
+    pub fn new(
+        topology: Arc<Topology>,
+        rule: Rule,
+        previous: Vec<Vec<SliceId>>,
+    ) -> Result<Self, PlacementError> {
+        check(&topology, &rule)?;
+        Ok(Self { state: State::new(topology, rule), stage: Stage::Keep(0), previous })
+    }
+
+    /// The assignment that this one starts from.
+    pub fn previous(&self) -> &[Vec<SliceId>] {
+        &self.previous
+    }
+
+    /// Places looked at so far: what the work is counted in.
+    pub fn looks(&self) -> u64 {
+        self.state.looks.get()
+    }
+
+    /// Goes on for about so many looks; the result when it is there.
+    pub fn step(&mut self, looks: u64) -> Option<Vec<Vec<SliceId>>> {
+        let until = self.state.looks.get().saturating_add(looks);
+        while self.state.looks.get() < until {
+            self.state.look(1);
+            let count = self.state.rule.pg_count;
+            match &mut self.stage {
+                Stage::Keep(pg) if *pg < count => {
+                    let list = self.previous.get(*pg as usize).map_or(&[][..], Vec::as_slice);
+                    self.state.keep(*pg, list);
+                    *pg += 1;
+                }
+                Stage::Keep(_) => self.stage = Stage::Fill(0),
+                Stage::Fill(pg) if *pg < count => {
+                    self.state.fill(*pg);
+                    *pg += 1;
+                }
+                Stage::Fill(_) => {
+                    let loose = self.state.shares.clone();
+                    self.state.shares.iter_mut().for_each(|share| *share = share.tight());
+                    self.stage = Stage::Fresh(BTreeSet::new(), loose);
+                }
+                Stage::Fresh(stuck, loose) => {
+                    if !self.state.rebalance(Movable::Fresh, stuck) {
+                        self.state.shares = std::mem::take(loose);
+                        self.stage = Stage::All(BTreeSet::new());
+                    }
+                }
+                Stage::All(stuck) => {
+                    if !self.state.rebalance(Movable::All, stuck) {
+                        let chooser = Chooser::new(self.state.topology.clone(), &self.state.members);
+                        self.stage = Stage::Primaries(Box::new(chooser));
+                    }
+                }
+                Stage::Primaries(chooser) => {
+                    let looked = chooser.step(&self.state.rule, &mut self.state.members, &self.previous);
+                    match looked {
+                        Some(looked) => self.state.look(looked),
+                        None => return Some(self.state.lists()),
+                    }
+                }
+            }
+        }
+        None
+    }
 }
 
 fn check(topology: &Topology, rule: &Rule) -> Result<(), PlacementError> {
@@ -127,29 +215,43 @@ enum Movable {
 }
 
 /// An assignment in the making. Slices are indices into the topology's spots, PGs are their numbers.
-struct State<'a> {
-    topology: &'a Topology,
-    spots: &'a [Spot],
-    rule: &'a Rule,
+struct State {
+    topology: Arc<Topology>,
+    rule: Rule,
     shares: Vec<Share>,
     members: Vec<Vec<usize>>,
     /// The PGs of each slice.
     held: Vec<BTreeSet<u32>>,
     /// Places filled in this run.
     fresh: BTreeSet<(u32, usize)>,
+    /// Places looked at so far.
+    looks: Cell<u64>,
 }
 
-impl<'a> State<'a> {
-    fn new(topology: &'a Topology, rule: &'a Rule) -> Self {
+impl State {
+    fn new(topology: Arc<Topology>, rule: Rule) -> Self {
         Self {
-            topology,
-            spots: topology.spots(),
-            rule,
-            shares: shares(topology, rule.failure_domain, rule.copies, rule.pg_count),
+            shares: shares(&topology, rule.failure_domain, rule.copies, rule.pg_count),
             members: vec![Vec::new(); rule.pg_count as usize],
             held: vec![BTreeSet::new(); topology.spots().len()],
             fresh: BTreeSet::new(),
+            looks: Cell::new(0),
+            topology,
+            rule,
         }
+    }
+
+    fn spots(&self) -> &[Spot] {
+        self.topology.spots()
+    }
+
+    fn look(&self, places: u64) {
+        self.looks.set(self.looks.get().saturating_add(places));
+    }
+
+    fn lists(&self) -> Vec<Vec<SliceId>> {
+        let name = |at: &usize| self.spots().get(*at).map(|spot| spot.slice);
+        self.members.iter().map(|list| list.iter().filter_map(name).collect()).collect()
     }
 
     fn load(&self, spot: usize) -> u32 {
@@ -165,7 +267,7 @@ impl<'a> State<'a> {
     }
 
     fn domain(&self, spot: usize) -> Option<u32> {
-        self.spots.get(spot).map(|s| s.domain(self.rule.failure_domain))
+        self.spots().get(spot).map(|s| s.domain(self.rule.failure_domain))
     }
 
     fn members_of(&self, pg: u32) -> &[usize] {
@@ -174,6 +276,7 @@ impl<'a> State<'a> {
 
     /// Whether `to` may join the PG when `leaving` is no longer counted.
     fn may_join(&self, pg: u32, to: usize, leaving: Option<usize>) -> bool {
+        self.look(1);
         let domain = self.domain(to);
         self.members_of(pg).iter().all(|&m| m != to && (Some(m) == leaving || self.domain(m) != domain))
     }
@@ -201,30 +304,26 @@ impl<'a> State<'a> {
         self.fresh.insert((pg, to));
     }
 
-    /// Step 1.
-    fn keep(&mut self, previous: &[Vec<SliceId>]) {
-        for (pg, list) in (0..self.rule.pg_count).zip(previous) {
-            for slice in list {
-                if self.members_of(pg).len() == usize::from(self.rule.copies) {
-                    break;
-                }
-                if let Some(spot) = self.topology.position(*slice)
-                    && self.may_join(pg, spot, None)
-                {
-                    self.add(pg, spot);
-                }
+    /// Step 1 for one PG.
+    fn keep(&mut self, pg: u32, previous: &[SliceId]) {
+        for slice in previous {
+            if self.members_of(pg).len() == usize::from(self.rule.copies) {
+                break;
+            }
+            if let Some(spot) = self.topology.position(*slice)
+                && self.may_join(pg, spot, None)
+            {
+                self.add(pg, spot);
             }
         }
     }
 
-    /// Step 2.
-    fn fill(&mut self) {
-        for pg in 0..self.rule.pg_count {
-            while self.members_of(pg).len() < usize::from(self.rule.copies) {
-                let Some(spot) = self.draw(pg) else { break };
-                self.add(pg, spot);
-                self.fresh.insert((pg, spot));
-            }
+    /// Step 2 for one PG.
+    fn fill(&mut self, pg: u32) {
+        while self.members_of(pg).len() < usize::from(self.rule.copies) {
+            let Some(spot) = self.draw(pg) else { break };
+            self.add(pg, spot);
+            self.fresh.insert((pg, spot));
         }
     }
 
@@ -232,7 +331,7 @@ impl<'a> State<'a> {
     fn draw(&self, pg: u32) -> Option<usize> {
         let place = self.members_of(pg).len() as u64;
         let candidates: Vec<usize> =
-            (0..self.spots.len()).filter(|&spot| self.may_join(pg, spot, None)).collect();
+            (0..self.spots().len()).filter(|&spot| self.may_join(pg, spot, None)).collect();
         let lack = |spot: usize| self.excess(spot).min(0).unsigned_abs();
         let total: u64 = candidates.iter().map(|&spot| lack(spot)).sum();
         if total == 0 {
@@ -249,33 +348,33 @@ impl<'a> State<'a> {
         None
     }
 
-    /// Step 3: moves places that `movable` allows until every slice is within its bounds or stuck.
-    fn rebalance(&mut self, movable: Movable) {
-        let mut stuck = BTreeSet::new();
-        loop {
-            let worst = (0..self.spots.len())
-                .filter(|spot| !stuck.contains(spot))
-                .filter_map(|spot| {
-                    let (load, share) = (self.load(spot), self.share(spot));
-                    let by = load.saturating_sub(share.high).max(share.low.saturating_sub(load));
-                    (by > 0).then_some((by, spot))
-                })
-                .max_by_key(|&(by, spot)| (by, std::cmp::Reverse(spot)));
-            let Some((_, spot)) = worst else { return };
-            let moved = if self.load(spot) > self.share(spot).high {
-                self.push_from(spot, movable)
-            } else {
-                self.pull_to(spot, movable)
-            };
-            if !moved {
-                stuck.insert(spot);
-            }
+    /// Step 3, one move: of a place that `movable` allows, for the slice that is furthest outside its bounds.
+    /// False when every slice is within its bounds or stuck.
+    fn rebalance(&mut self, movable: Movable, stuck: &mut BTreeSet<usize>) -> bool {
+        self.look(self.spots().len() as u64);
+        let worst = (0..self.spots().len())
+            .filter(|spot| !stuck.contains(spot))
+            .filter_map(|spot| {
+                let (load, share) = (self.load(spot), self.share(spot));
+                let by = load.saturating_sub(share.high).max(share.low.saturating_sub(load));
+                (by > 0).then_some((by, spot))
+            })
+            .max_by_key(|&(by, spot)| (by, std::cmp::Reverse(spot)));
+        let Some((_, spot)) = worst else { return false };
+        let moved = if self.load(spot) > self.share(spot).high {
+            self.push_from(spot, movable)
+        } else {
+            self.pull_to(spot, movable)
+        };
+        if !moved {
+            stuck.insert(spot);
         }
+        true
     }
 
     fn push_from(&mut self, from: usize, movable: Movable) -> bool {
         let path = chain(
-            self.spots.len(),
+            self.spots().len(),
             &[from],
             |spot, seen| self.steps(spot, movable, seen),
             |spot| (self.load(spot) < self.share(spot).high).then(|| self.excess(spot)),
@@ -285,7 +384,7 @@ impl<'a> State<'a> {
 
     fn pull_to(&mut self, to: usize, movable: Movable) -> bool {
         let mut donors: Vec<usize> =
-            (0..self.spots.len()).filter(|&s| s != to && self.load(s) > self.share(s).low).collect();
+            (0..self.spots().len()).filter(|&s| s != to && self.load(s) > self.share(s).low).collect();
         donors.sort_by_key(|&s| (-self.excess(s), s));
         for &donor in &donors {
             let fits = |&&pg: &&u32| self.moves(movable, pg, donor) && self.may_join(pg, to, Some(donor));
@@ -299,7 +398,7 @@ impl<'a> State<'a> {
             }
         }
         let path = chain(
-            self.spots.len(),
+            self.spots().len(),
             &donors,
             |spot, seen| self.steps(spot, movable, seen),
             |spot| (spot == to).then_some(0),
@@ -311,7 +410,7 @@ impl<'a> State<'a> {
     fn steps(&self, from: usize, movable: Movable, seen: &[bool]) -> Vec<(usize, u32)> {
         let Some(held) = self.held.get(from) else { return Vec::new() };
         let mut wanted: Vec<usize> =
-            (0..self.spots.len()).filter(|&to| !seen.get(to).copied().unwrap_or(true)).collect();
+            (0..self.spots().len()).filter(|&to| !seen.get(to).copied().unwrap_or(true)).collect();
         let mut steps = Vec::new();
         for &pg in held.iter().filter(|&&pg| self.moves(movable, pg, from)) {
             wanted.retain(|&to| {

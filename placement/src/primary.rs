@@ -7,8 +7,10 @@
 
 use crate::assign::{Rule, Step, chain, mix};
 use crate::fair::{Share, UNIT};
-use crate::topology::Spot;
+use crate::topology::{Spot, Topology};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use wire::{NodeId, SliceId};
 
 /// How far a slice's or core's primaries may be from fair, in percent, before existing ones move.
@@ -16,64 +18,118 @@ const PRIMARY_TOLERANCE_PERCENT: u64 = 8;
 
 type Core = (NodeId, u16);
 
-/// Orders every list of `members` (indices into `spots`).
-pub(crate) fn choose(spots: &[Spot], rule: &Rule, members: &mut [Vec<usize>], previous: &[Vec<SliceId>]) {
-    let mut state = State::new(spots, members);
-    for (pg, list) in members.iter().enumerate() {
-        let before = previous.get(pg).and_then(|list| list.first());
-        let kept = before.and_then(|slice| {
-            list.iter().copied().find(|&m| spots.get(m).is_some_and(|spot| spot.slice == *slice))
-        });
-        if let Some(first) = kept {
-            state.set(pg as u32, first);
-        }
+/// What is chosen next.
+enum Stage {
+    /// Former first members stay, from this PG on.
+    Keep(usize),
+    /// PGs without one get the lightest, from this PG on.
+    Lightest(usize),
+    /// Slices beyond their bounds hand on, from this one on.
+    Heavy(usize),
+    /// Slices below their bounds are handed some, from this one on.
+    Light(usize),
+    /// The same for these cores, the last one first.
+    Cores(Vec<Core>),
+    /// Lists are put in order, from this PG on.
+    Order(usize),
+}
+
+/// Orders every list of `members` (indices into the topology's spots), in bounded steps.
+pub(crate) struct Chooser {
+    state: State,
+    stage: Stage,
+}
+
+impl Chooser {
+    pub(crate) fn new(topology: Arc<Topology>, members: &[Vec<usize>]) -> Self {
+        Self { state: State::new(topology, members), stage: Stage::Keep(0) }
     }
-    for (pg, list) in members.iter().enumerate() {
-        if state.first.get(pg).copied().flatten().is_none() {
-            let lightest = list.iter().copied().min_by_key(|&m| {
-                let order = mix(rule.seed ^ 1, pg as u64, m as u64);
-                (state.excess(m).saturating_add(state.core_excess(m)), order)
-            });
-            if let Some(first) = lightest {
-                state.set(pg as u32, first);
+
+    /// One step: of one PG, slice or core. How many places it looked at; `None` when all is done.
+    pub(crate) fn step(
+        &mut self,
+        rule: &Rule,
+        members: &mut [Vec<usize>],
+        previous: &[Vec<SliceId>],
+    ) -> Option<u64> {
+        let state = &mut self.state;
+        let looked = state.looks.get();
+        match &mut self.stage {
+            Stage::Keep(pg) => match members.get(*pg) {
+                Some(list) => {
+                    let before = previous.get(*pg).and_then(|list| list.first());
+                    let kept = before.and_then(|slice| {
+                        list.iter()
+                            .copied()
+                            .find(|&m| state.spots().get(m).is_some_and(|s| s.slice == *slice))
+                    });
+                    if let Some(first) = kept {
+                        state.set(*pg as u32, first);
+                    }
+                    *pg += 1;
+                }
+                None => self.stage = Stage::Lightest(0),
+            },
+            Stage::Lightest(pg) => match members.get(*pg) {
+                Some(list) => {
+                    if state.first.get(*pg).copied().flatten().is_none() {
+                        let lightest = list.iter().copied().min_by_key(|&m| {
+                            let order = mix(rule.seed ^ 1, *pg as u64, m as u64);
+                            (state.excess(m).saturating_add(state.core_excess(m)), order)
+                        });
+                        if let Some(first) = lightest {
+                            state.set(*pg as u32, first);
+                        }
+                    }
+                    *pg += 1;
+                }
+                None => self.stage = Stage::Heavy(0),
+            },
+            Stage::Heavy(spot) if *spot < state.spots().len() => {
+                if !state.relieve(*spot, members) {
+                    *spot += 1;
+                }
+            }
+            Stage::Heavy(_) => self.stage = Stage::Light(0),
+            Stage::Light(spot) if *spot < state.spots().len() => {
+                if !state.burden(*spot, members) {
+                    *spot += 1;
+                }
+            }
+            // Cores in their order: the last of the list is taken first.
+            Stage::Light(_) => self.stage = Stage::Cores(state.cores.keys().rev().copied().collect()),
+            Stage::Cores(cores) => match cores.last() {
+                Some(&core) => {
+                    if !state.relieve_core(core, members) && !state.burden_core(core, members) {
+                        cores.pop();
+                    }
+                }
+                None => self.stage = Stage::Order(0),
+            },
+            Stage::Order(pg) => {
+                let at = *pg;
+                state.order(rule, at, members.get_mut(at)?, previous);
+                *pg += 1;
             }
         }
-    }
-    state.balance_slices(members);
-    state.balance_cores(members);
-    order(spots, rule, members, previous, &state.first);
-}
-
-/// Puts the chosen one first and the others behind: previous ones as they were, new ones shuffled.
-fn order(
-    spots: &[Spot],
-    rule: &Rule,
-    members: &mut [Vec<usize>],
-    previous: &[Vec<SliceId>],
-    first: &[Option<usize>],
-) {
-    for (pg, list) in members.iter_mut().enumerate() {
-        let before = previous.get(pg).map_or(&[][..], Vec::as_slice);
-        let chosen = first.get(pg).copied().flatten();
-        list.sort_by_key(|&m| {
-            let slice = spots.get(m).map(|spot| spot.slice);
-            let place = before.iter().position(|s| Some(*s) == slice).unwrap_or(usize::MAX);
-            (Some(m) != chosen, place, mix(rule.seed ^ 2, pg as u64, slice.map_or(0, |s| s.0)))
-        });
+        Some(1 + state.looks.get() - looked)
     }
 }
 
-struct State<'a> {
-    spots: &'a [Spot],
+struct State {
+    topology: Arc<Topology>,
     first: Vec<Option<usize>>,
     /// The PGs that each slice leads.
     led: Vec<BTreeSet<u32>>,
     shares: Vec<Share>,
     cores: BTreeMap<Core, (Share, u32)>,
+    /// Places looked at so far.
+    looks: Cell<u64>,
 }
 
-impl<'a> State<'a> {
-    fn new(spots: &'a [Spot], members: &[Vec<usize>]) -> Self {
+impl State {
+    fn new(topology: Arc<Topology>, members: &[Vec<usize>]) -> Self {
+        let spots = topology.spots();
         let mut fair = vec![0u64; spots.len()];
         for list in members {
             for &member in list {
@@ -88,16 +144,32 @@ impl<'a> State<'a> {
         }
         let share = |fair: u64| Share::new(fair, PRIMARY_TOLERANCE_PERCENT);
         Self {
-            spots,
             first: vec![None; members.len()],
             led: vec![BTreeSet::new(); spots.len()],
             shares: fair.into_iter().map(share).collect(),
             cores: of_cores.into_iter().map(|(core, fair)| (core, (share(fair), 0))).collect(),
+            looks: Cell::new(0),
+            topology,
         }
     }
 
+    fn spots(&self) -> &[Spot] {
+        self.topology.spots()
+    }
+
+    /// Puts the chosen one first and the others behind: previous ones as they were, new ones shuffled.
+    fn order(&self, rule: &Rule, pg: usize, list: &mut [usize], previous: &[Vec<SliceId>]) {
+        let before = previous.get(pg).map_or(&[][..], Vec::as_slice);
+        let chosen = self.first.get(pg).copied().flatten();
+        list.sort_by_key(|&m| {
+            let slice = self.spots().get(m).map(|spot| spot.slice);
+            let place = before.iter().position(|s| Some(*s) == slice).unwrap_or(usize::MAX);
+            (Some(m) != chosen, place, mix(rule.seed ^ 2, pg as u64, slice.map_or(0, |s| s.0)))
+        });
+    }
+
     fn core(&self, spot: usize) -> Core {
-        self.spots.get(spot).map_or((NodeId(0), 0), |s| (s.node, s.core))
+        self.spots().get(spot).map_or((NodeId(0), 0), |s| (s.node, s.core))
     }
 
     fn load(&self, spot: usize) -> u32 {
@@ -138,6 +210,7 @@ impl<'a> State<'a> {
     fn steps(&self, from: usize, members: &[Vec<usize>], seen: &[bool]) -> Vec<(usize, u32)> {
         let mut steps: BTreeMap<usize, u32> = BTreeMap::new();
         for &pg in self.led.get(from).into_iter().flatten() {
+            self.looks.set(self.looks.get() + 1);
             for &to in members.get(pg as usize).into_iter().flatten() {
                 if !seen.get(to).copied().unwrap_or(true) {
                     steps.entry(to).or_insert(pg);
@@ -155,80 +228,87 @@ impl<'a> State<'a> {
         true
     }
 
-    fn balance_slices(&mut self, members: &[Vec<usize>]) {
-        for spot in 0..self.spots.len() {
-            while self.load(spot) > self.share(spot).high {
-                let path = chain(
-                    self.spots.len(),
-                    &[spot],
-                    |at, seen| self.steps(at, members, seen),
-                    |at| (self.load(at) < self.share(at).high).then(|| self.excess(at)),
-                );
-                if !self.take(path) {
-                    break;
-                }
-            }
+    /// Hands one of a slice's PGs on if it leads too many. False when it does not, or nobody can take one.
+    fn relieve(&mut self, spot: usize, members: &[Vec<usize>]) -> bool {
+        if self.load(spot) <= self.share(spot).high {
+            return false;
         }
-        for spot in 0..self.spots.len() {
-            while self.load(spot) < self.share(spot).low {
-                let mut donors: Vec<usize> = (0..self.spots.len())
-                    .filter(|&s| s != spot && self.load(s) > self.share(s).low)
-                    .collect();
-                donors.sort_by_key(|&s| (-self.excess(s), s));
-                let path = chain(
-                    self.spots.len(),
-                    &donors,
-                    |at, seen| self.steps(at, members, seen),
-                    |at| (at == spot).then_some(0),
-                );
-                if !self.take(path) {
-                    break;
-                }
-            }
-        }
+        let path = chain(
+            self.spots().len(),
+            &[spot],
+            |at, seen| self.steps(at, members, seen),
+            |at| (self.load(at) < self.share(at).high).then(|| self.excess(at)),
+        );
+        self.take(path)
     }
 
-    /// As `balance_slices` for cores, without taking a slice out of its bounds.
-    fn balance_cores(&mut self, members: &[Vec<usize>]) {
-        let cores: Vec<Core> = self.cores.keys().copied().collect();
-        let room = |state: &Self, spot: usize| state.load(spot) < state.share(spot).high;
-        let spare = |state: &Self, spot: usize| state.load(spot) > state.share(spot).low;
-        let all = 0..self.spots.len();
-        for core in cores {
-            let bounds = |state: &Self, core: Core| state.cores.get(&core).copied().unwrap_or_default();
-            while bounds(self, core).1 > bounds(self, core).0.high {
-                let sources: Vec<usize> =
-                    all.clone().filter(|&s| self.core(s) == core && spare(self, s)).collect();
-                let path = chain(
-                    self.spots.len(),
-                    &sources,
-                    |at, seen| self.steps(at, members, seen),
-                    |at| {
-                        let (share, load) = bounds(self, self.core(at));
-                        (self.core(at) != core && load < share.high && room(self, at))
-                            .then(|| self.core_excess(at))
-                    },
-                );
-                if !self.take(path) {
-                    break;
-                }
-            }
-            while bounds(self, core).1 < bounds(self, core).0.low {
-                let donor = |s: usize| {
-                    let (share, load) = bounds(self, self.core(s));
-                    self.core(s) != core && load > share.low && spare(self, s)
-                };
-                let sources: Vec<usize> = all.clone().filter(|&s| donor(s)).collect();
-                let path = chain(
-                    self.spots.len(),
-                    &sources,
-                    |at, seen| self.steps(at, members, seen),
-                    |at| (self.core(at) == core && room(self, at)).then_some(0),
-                );
-                if !self.take(path) {
-                    break;
-                }
-            }
+    /// Hands a slice a PG if it leads too few. False when it does not, or nobody can give one.
+    fn burden(&mut self, spot: usize, members: &[Vec<usize>]) -> bool {
+        if self.load(spot) >= self.share(spot).low {
+            return false;
         }
+        let mut donors: Vec<usize> =
+            (0..self.spots().len()).filter(|&s| s != spot && self.load(s) > self.share(s).low).collect();
+        donors.sort_by_key(|&s| (-self.excess(s), s));
+        let path = chain(
+            self.spots().len(),
+            &donors,
+            |at, seen| self.steps(at, members, seen),
+            |at| (at == spot).then_some(0),
+        );
+        self.take(path)
+    }
+
+    fn core_share(&self, core: Core) -> (Share, u32) {
+        self.cores.get(&core).copied().unwrap_or_default()
+    }
+
+    fn has_room(&self, spot: usize) -> bool {
+        self.load(spot) < self.share(spot).high
+    }
+
+    fn has_spare(&self, spot: usize) -> bool {
+        self.load(spot) > self.share(spot).low
+    }
+
+    /// As `relieve` for a core, without taking a slice out of its bounds.
+    fn relieve_core(&mut self, core: Core, members: &[Vec<usize>]) -> bool {
+        let (share, load) = self.core_share(core);
+        if load <= share.high {
+            return false;
+        }
+        let all = 0..self.spots().len();
+        let sources: Vec<usize> = all.filter(|&s| self.core(s) == core && self.has_spare(s)).collect();
+        let path = chain(
+            self.spots().len(),
+            &sources,
+            |at, seen| self.steps(at, members, seen),
+            |at| {
+                let (share, load) = self.core_share(self.core(at));
+                (self.core(at) != core && load < share.high && self.has_room(at))
+                    .then(|| self.core_excess(at))
+            },
+        );
+        self.take(path)
+    }
+
+    /// As `burden` for a core, without taking a slice out of its bounds.
+    fn burden_core(&mut self, core: Core, members: &[Vec<usize>]) -> bool {
+        let (share, load) = self.core_share(core);
+        if load >= share.low {
+            return false;
+        }
+        let donor = |s: usize| {
+            let (share, load) = self.core_share(self.core(s));
+            self.core(s) != core && load > share.low && self.has_spare(s)
+        };
+        let sources: Vec<usize> = (0..self.spots().len()).filter(|&s| donor(s)).collect();
+        let path = chain(
+            self.spots().len(),
+            &sources,
+            |at, seen| self.steps(at, members, seen),
+            |at| (self.core(at) == core && self.has_room(at)).then_some(0),
+        );
+        self.take(path)
     }
 }

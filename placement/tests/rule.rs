@@ -4,9 +4,10 @@
 mod common;
 
 use common::{GIB, cluster, node};
-use placement::{FailureDomain, Node, PlacementError, Rule, Topology, assign};
+use placement::{Assigner, FailureDomain, LOOKS_PER_STEP, Node, PlacementError, Rule, Topology, assign};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use wire::SliceId;
 
 type Lists = Vec<Vec<SliceId>>;
@@ -284,4 +285,40 @@ fn a_lost_slice_is_rebuilt_by_many_and_its_primaries_spread() {
         *heirs.entry(list[1]).or_default() += 1;
     }
     assert!(heirs.len() >= 7, "{} slices inherit its primaries", heirs.len());
+}
+
+/// Places a pool in steps; the lists, and the most looks that one step took.
+fn in_steps(nodes: &[Node], rule: &Rule, previous: &Lists, looks: u64) -> (Lists, u64) {
+    let mut assigner = Assigner::new(Arc::new(Topology::new(nodes)), *rule, previous.clone()).unwrap();
+    let mut most = 0;
+    loop {
+        let before = assigner.looks();
+        let done = assigner.step(looks);
+        most = most.max(assigner.looks() - before);
+        if let Some(lists) = done {
+            return (lists, most);
+        }
+    }
+}
+
+#[test]
+fn steps_give_the_same_and_none_of_a_large_pool_is_long() {
+    let mut nodes = cluster(30, 1, 4, 4);
+    let rule = rule(3, 10_000);
+    let mut lists = Lists::new();
+    // Created; then a host leaves; then two come.
+    for change in 0..3 {
+        match change {
+            1 => drop(nodes.remove(7)),
+            2 => nodes.extend([100, 101].map(|id| node(id, &format!("new{id}"), 1, 4, 4, 10 * GIB))),
+            _ => {}
+        }
+        let at_once = assign(&Topology::new(&nodes), &rule, &lists).unwrap();
+        let (stepped, most) = in_steps(&nodes, &rule, &lists, LOOKS_PER_STEP);
+        assert!(stepped == at_once, "change {change}: steps change nothing");
+        assert!(most <= 2 * LOOKS_PER_STEP, "change {change}: a step took {most} looks");
+        lists = at_once;
+    }
+    let (tiny, _) = in_steps(&nodes, &rule, &lists, 1);
+    assert!(tiny == lists, "what is in place stays, however small the steps");
 }

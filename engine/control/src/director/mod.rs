@@ -11,9 +11,10 @@ pub mod decide;
 use crate::planted::{Bug, Planted};
 use crate::view::{PgEntry, Touched, View};
 use decide::{Situation, begin_hand_over};
-use placement::{PgRecord, PlacementError, Pool, Rule, Topology, assign, key};
+use placement::{Assigner, LOOKS_PER_STEP, PgRecord, PlacementError, Pool, Rule, Topology, key};
 use reactor::Mono;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use wire::control::{Compare, MetaReply, MetaRequest, Write};
 use wire::{NodeId, PgId, PoolId, Revision, SliceId};
 
@@ -88,7 +89,9 @@ struct Leading {
     restarted: BTreeSet<PgId>,
     dirty_pools: BTreeSet<PoolId>,
     /// What the targets were computed from.
-    topology: Topology,
+    topology: Arc<Topology>,
+    /// The pool that is being placed.
+    placing: Option<(PoolId, Assigner)>,
     retarget: BTreeSet<PoolId>,
     targets: BTreeMap<PoolId, Vec<Vec<SliceId>>>,
     problems: BTreeMap<PoolId, PlacementError>,
@@ -131,7 +134,11 @@ impl Director {
     /// Whether nothing is to be done and nothing is under way.
     pub fn is_idle(&self) -> bool {
         self.leading.as_ref().is_none_or(|l| {
-            l.dirty.is_empty() && l.in_flight.is_empty() && l.retarget.is_empty() && l.dirty_pools.is_empty()
+            l.dirty.is_empty()
+                && l.in_flight.is_empty()
+                && l.retarget.is_empty()
+                && l.placing.is_none()
+                && l.dirty_pools.is_empty()
         })
     }
 
@@ -146,7 +153,8 @@ impl Director {
             dirty: view.pgs().keys().copied().collect(),
             restarted: BTreeSet::new(),
             dirty_pools: view.pools().keys().copied().collect(),
-            topology: Topology::new(view.nodes().values()),
+            topology: Arc::new(Topology::new(view.nodes().values())),
+            placing: None,
             retarget: view.pools().keys().copied().collect(),
             targets: BTreeMap::new(),
             problems: BTreeMap::new(),
@@ -193,8 +201,8 @@ impl Director {
             Touched::Node(node) => {
                 // A node that registers again as it was moves nothing.
                 let topology = Topology::new(view.nodes().values());
-                if topology != leading.topology {
-                    leading.topology = topology;
+                if topology != *leading.topology {
+                    leading.topology = Arc::new(topology);
                     leading.retarget.extend(view.pools().keys());
                 }
                 leading.dirty.append(&mut view.pgs_of_node(node));
@@ -250,9 +258,7 @@ impl Director {
         if now < leading.paused_until {
             return Vec::new();
         }
-        if let Some(pool) = leading.retarget.pop_first() {
-            leading.place(view, pool);
-        }
+        leading.place(view);
         let mut plans = Vec::new();
         while let Some(pool) = leading.dirty_pools.pop_first() {
             if let Some(request) = leading.look_at_pool(view, pool) {
@@ -291,7 +297,9 @@ impl Director {
     pub fn has_work(&self, now: Mono) -> bool {
         self.leading.as_ref().is_some_and(|l| {
             now >= l.paused_until
-                && (!l.retarget.is_empty() || !l.dirty.is_empty() && l.in_flight.len() < TXNS_IN_FLIGHT)
+                && (!l.retarget.is_empty()
+                    || l.placing.is_some()
+                    || !l.dirty.is_empty() && l.in_flight.len() < TXNS_IN_FLIGHT)
         })
     }
 
@@ -358,8 +366,29 @@ impl Leading {
             && now >= self.quiet_since.plus_ms(HAND_OVER_AFTER_MS)
     }
 
-    /// Follows placement for one pool.
-    fn place(&mut self, view: &View, id: PoolId) {
+    /// Follows placement, one pool after the other, in bounded steps.
+    fn place(&mut self, view: &View) {
+        // What it was computed from is not so any more.
+        if self.placing.as_ref().is_some_and(|(pool, _)| self.retarget.contains(pool)) {
+            self.placing = None;
+        }
+        if self.placing.is_none()
+            && let Some(pool) = self.retarget.pop_first()
+        {
+            self.start_placing(view, pool);
+        }
+        let Some((id, assigner)) = &mut self.placing else { return };
+        let Some(targets) = assigner.step(LOOKS_PER_STEP) else { return };
+        for (index, (old, new)) in (0..).zip(assigner.previous().iter().zip(&targets)) {
+            if old != new {
+                self.dirty.insert(PgId { pool: *id, index });
+            }
+        }
+        self.targets.insert(*id, targets);
+        self.placing = None;
+    }
+
+    fn start_placing(&mut self, view: &View, id: PoolId) {
         let Some(pool) = view.pools().get(&id) else {
             self.targets.remove(&id);
             self.problems.remove(&id);
@@ -374,16 +403,10 @@ impl Leading {
                 slot.clone_from(&entry.record.target);
             }
         }
-        let rule = rule_of(pool);
-        match assign(&self.topology, &rule, &previous) {
-            Ok(targets) => {
+        match Assigner::new(self.topology.clone(), rule_of(pool), previous) {
+            Ok(assigner) => {
                 self.problems.remove(&id);
-                for (index, (old, new)) in (0..).zip(previous.iter().zip(&targets)) {
-                    if old != new {
-                        self.dirty.insert(PgId { pool: id, index });
-                    }
-                }
-                self.targets.insert(id, targets);
+                self.placing = Some((id, assigner));
             }
             Err(error) => {
                 if self.problems.get(&id) != Some(&error) {
