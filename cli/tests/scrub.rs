@@ -86,3 +86,16 @@ fn what_is_no_placement_group_is_said_so() {
     }
     assert!(cluster.fails(&["pg", "repair", "--pool", "nowhere"]).contains("no pool named 'nowhere'"));
 }
+
+#[test]
+fn copies_without_a_primary_are_not_waited_for() {
+    let mut cluster = TestCluster::start(3);
+    cluster.ok(&["pool", "create", "p", "--copies", "2", "--min-copies", "2", "--pgs", "8"]);
+    cluster.wait_clean();
+    cluster.fleet.kill(2).unwrap();
+    wait_until("placement groups below their minimum", || {
+        let listed = json(&cluster.ok(&["pg", "ls", "--json"]));
+        listed.as_array().unwrap().iter().any(|pg| pg["primary"].is_null())
+    });
+    assert!(cluster.fails(&["pg", "scrub", "--pool", "p"]).contains("has no primary now"));
+}

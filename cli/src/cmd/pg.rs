@@ -5,6 +5,7 @@ use crate::cluster::{Cluster, decode};
 use crate::error::CliError;
 use crate::output::{self, Table};
 use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use placement::{NodeStats, PgRecord, PgStat, ScrubDepth, ScrubRecord, key};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ pub enum PgCommand {
         #[arg(long)]
         pool: Option<String>,
     },
-    /// Compare all copies now, wait, and say what was found (what is bad is mended from a good copy)
+    /// Compare all copies now, wait, and say what was found; what is bad is mended from a good copy
     #[command(after_help = "Examples:
   drystone pg scrub 1.7 --deep
   drystone pg scrub --pool ssd")]
@@ -91,7 +92,7 @@ pub fn run(global: &Global, command: PgCommand) -> Result<(), CliError> {
         PgCommand::Scrub { which, deep } => {
             let pgs = resolve(&mut cluster, &which)?;
             let depth = if deep { ScrubDepth::Deep } else { ScrubDepth::Light };
-            report(global, &scrub(&mut cluster, &pgs, depth)?)
+            report(global, &scrub(global, &mut cluster, &pgs, depth)?)
         }
         PgCommand::Repair { which } => {
             let pgs = resolve(&mut cluster, &which)?;
@@ -193,13 +194,22 @@ fn ago(at_ms: u64) -> String {
 
 /// Asks for scrubs and waits until all have been made.
 fn scrub(
+    global: &Global,
     cluster: &mut Cluster,
     pgs: &[PgId],
     depth: ScrubDepth,
 ) -> Result<BTreeMap<PgId, ScrubRecord>, CliError> {
+    let records = records(cluster)?;
+    if let Some(pg) = pgs.iter().find(|pg| records.get(pg).is_some_and(|record| record.primary.is_none())) {
+        return Err(CliError::Refused {
+            what: format!("compare the copies of placement group {pg}"),
+            why: "it has no primary now; see `drystone status`".into(),
+        });
+    }
     for pg in pgs {
         cluster.want_scrub(*pg, depth)?;
     }
+    let bar = progress(global, pgs.len());
     let mut known = BTreeMap::new();
     cluster.watch(key::SCRUBS, |_, changes| {
         for change in changes {
@@ -209,10 +219,23 @@ fn scrub(
                 known.insert(pg, decode::<ScrubRecord>(item)?);
             }
         }
-        Ok(pgs.iter().any(|pg| known.get(pg).is_none_or(|record| record.wanted.is_some())))
+        let waiting = |pg: &&PgId| known.get(pg).is_none_or(|record| record.wanted.is_some());
+        let left = pgs.iter().filter(waiting).count();
+        bar.set_position((pgs.len() - left) as u64);
+        Ok(left > 0)
     })?;
+    bar.finish_and_clear();
     known.retain(|pg, _| pgs.contains(pg));
     Ok(known)
+}
+
+/// A progress bar on standard error, and none where nobody would see it.
+fn progress(global: &Global, pgs: usize) -> ProgressBar {
+    let template = "  comparing copies [{wide_bar}] {pos}/{len} placement groups  {elapsed}";
+    match ProgressStyle::with_template(template) {
+        Ok(style) if !global.json => ProgressBar::new(pgs as u64).with_style(style),
+        _ => ProgressBar::hidden(),
+    }
 }
 
 fn report(global: &Global, found: &BTreeMap<PgId, ScrubRecord>) -> Result<(), CliError> {
@@ -239,7 +262,7 @@ fn report(global: &Global, found: &BTreeMap<PgId, ScrubRecord>) -> Result<(), Cl
 fn repair(global: &Global, cluster: &mut Cluster, pgs: &[PgId]) -> Result<(), CliError> {
     let mut bad = 0;
     for round in 0..REPAIR_ROUNDS {
-        let found = scrub(cluster, pgs, ScrubDepth::Deep)?;
+        let found = scrub(global, cluster, pgs, ScrubDepth::Deep)?;
         let now: u64 = found.values().map(|record| record.errors).sum();
         if now == 0 {
             return output::done(
