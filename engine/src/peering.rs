@@ -42,17 +42,25 @@ impl DataCore {
         }
     }
 
+    /// Appends a page of the primary's own objects; where the next one begins.
+    pub(crate) fn own_page(
+        &self,
+        key: Key,
+        cursor: u32,
+        found: &mut Vec<store::ListEntry>,
+    ) -> Option<ListCursor> {
+        let pg = self.pgs.get(key)?;
+        let (id, pg_count) = (pg.id, pg.update.as_ref()?.pool.pg_count);
+        let at = pg.primary.as_ref()?.at;
+        let filter = |object: &wire::ObjectId| object.pool == id.pool && pg_of(*object, pg_count) == id;
+        self.store_ref(at)?.list(ListCursor(cursor), SCAN_SLOTS_PER_STEP as u32, filter, found)
+    }
+
     /// Lists a part of the own objects.
     fn scan_step(&mut self, env: &mut dyn Env, key: Key, cursor: u32) {
         let mut found = std::mem::take(&mut self.list_scratch);
         found.clear();
-        let next = self.pgs.get(key).and_then(|pg| {
-            let pg_count = pg.update.as_ref()?.pool.pg_count;
-            let id = pg.id;
-            let at = pg.primary.as_ref()?.at;
-            let filter = |object: &wire::ObjectId| object.pool == id.pool && pg_of(*object, pg_count) == id;
-            self.store_ref(at)?.list(ListCursor(cursor), SCAN_SLOTS_PER_STEP as u32, filter, &mut found)
-        });
+        let next = self.own_page(key, cursor, &mut found);
         let done = match self.primary_mut(key) {
             None => true,
             Some(primary) => {
@@ -114,14 +122,18 @@ impl DataCore {
 
     /// Asks a member for the next page.
     pub(crate) fn send_list(&mut self, env: &mut dyn Env, key: Key, index: usize) {
+        let Some(member) = self.primary(key).and_then(|primary| primary.members.get(index)) else { return };
+        if let (Listing::Running { cursor }, Link::Up) = (member.listing, member.link) {
+            self.ask_page(env, key, index, request::LIST, cursor);
+        }
+    }
+
+    /// Asks a member for a page of its objects; the answer goes to whom `class` says.
+    pub(crate) fn ask_page(&mut self, env: &mut dyn Env, key: Key, index: usize, class: u8, cursor: u32) {
         let Some(pg) = self.pgs.get(key) else { return };
         let Some(primary) = pg.primary.as_deref() else { return };
         let Some(member) = primary.members.get(index) else { return };
-        let Listing::Running { cursor } = member.listing else { return };
-        if member.link != Link::Up {
-            return;
-        }
-        let mut header = Header::new(FrameKind::List, key.tagged(request::LIST));
+        let mut header = Header::new(FrameKind::List, key.tagged(class));
         header.pg = pg.id;
         header.object.pool = pg.id.pool;
         header.epoch = primary.epoch;

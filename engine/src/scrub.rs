@@ -17,10 +17,10 @@ use crate::peer::request;
 use crate::pg::{Link, Listing, MemberState, Phase};
 use crate::planted::Bug;
 use crate::slab::{Key, Slab};
-use placement::{ScrubDepth, pg_of};
+use placement::ScrubDepth;
 use reactor::{Env, Frame, Mono};
 use std::collections::VecDeque;
-use store::{ListCursor, ObjectData, Presence, StoreError};
+use store::{ObjectData, Presence, StoreError};
 use wire::{
     BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, Holds, ListEntry, OBJECT_BYTES, ObjectId, PgId, Status,
     VerifyEntry, block_crc,
@@ -168,12 +168,7 @@ impl DataCore {
     fn scrub_own_page(&mut self, key: Key, cursor: u32) {
         let mut found = std::mem::take(&mut self.list_scratch);
         found.clear();
-        let next = self.pgs.get(key).and_then(|pg| {
-            let (id, pg_count) = (pg.id, pg.update.as_ref()?.pool.pg_count);
-            let at = pg.primary.as_ref()?.at;
-            let filter = |object: &ObjectId| object.pool == id.pool && pg_of(*object, pg_count) == id;
-            self.store_ref(at)?.list(ListCursor(cursor), SCAN_SLOTS_PER_STEP as u32, filter, &mut found)
-        });
+        let next = self.own_page(key, cursor, &mut found);
         if let Some(run) = self.scrubs.runs.front_mut() {
             run.queue.extend(found.iter().map(|entry| entry.object));
             run.source = next.map_or(Source::Member(0, 0, false), |next| Source::Own(next.0));
@@ -183,20 +178,11 @@ impl DataCore {
 
     /// Asks a member for a page of its objects, or goes on to the next member.
     fn scrub_ask_page(&mut self, env: &mut dyn Env, key: Key, index: usize, cursor: u32) {
-        let Some(pg) = self.pgs.get(key) else { return };
-        let Some(primary) = pg.primary.as_deref() else { return };
+        let Some(primary) = self.primary(key) else { return };
         let next = match primary.members.get(index) {
             None => Source::End,
             Some(member) if member.link == Link::Up && member.listing == Listing::Done => {
-                let mut header = Header::new(FrameKind::List, key.tagged(request::SCRUB_LIST));
-                header.pg = pg.id;
-                header.object.pool = pg.id.pool;
-                header.epoch = primary.epoch;
-                header.slice = member.slice;
-                header.primary = primary.slice;
-                header.block = cursor;
-                let peer = member.peer;
-                self.send_peer_header(env, peer, header);
+                self.ask_page(env, key, index, request::SCRUB_LIST, cursor);
                 Source::Member(index, cursor, true)
             }
             // What it lacks or has too much is found when it is listed.
