@@ -21,33 +21,29 @@ impl DataCore {
             match primary.phase {
                 Phase::Settling => {
                     let settled = pg.locals.iter().all(|l| l.slice != primary.slice || l.inflight == 0);
-                    if !settled {
+                    let (at, id) = (primary.at, pg.id);
+                    // What the own slice holds of the PG has to be known, for comparing.
+                    if !settled || self.group(at, id).is_none() {
                         return;
                     }
-                    primary.phase = Phase::Activating;
-                    let at = primary.at;
+                    if let Some(primary) = self.primary_mut(key) {
+                        primary.phase = Phase::Activating;
+                    }
                     self.prune_origins(key, at);
                 }
                 Phase::Activating => {
                     if primary.members.iter().any(|member| member.link != Link::Up) {
                         return self.activate_members(env, key);
                     }
-                    let list = primary.members.iter().any(|member| member.listing != Listing::Done);
-                    if list || !primary.served {
-                        primary.own.clear();
-                        primary.phase = Phase::Scanning { cursor: 0 };
-                        self.scans.push_back(key);
-                        self.pump_scans(env);
-                        return;
-                    }
-                    return self.become_active(env, key);
+                    primary.phase = Phase::Comparing;
+                    primary.hints = None;
                 }
                 Phase::Scanning { .. } => return,
                 Phase::Comparing => {
                     if primary.members.iter().all(|member| member.listing == Listing::Done) {
                         return self.become_active(env, key);
                     }
-                    return self.list_members(env, key);
+                    return self.compare_members(env, key);
                 }
                 Phase::Active => return,
             }
@@ -115,11 +111,7 @@ impl DataCore {
         if listing == Listing::Done {
             self.resend(env, key, index);
         }
-        if let Some(Listing::Running { .. }) =
-            self.primary(key).and_then(|p| p.members.get(index)).map(|member| member.listing)
-        {
-            self.send_list(env, key, index);
-        }
+        self.ask_again(env, key, index);
         self.advance(env, key);
         self.teach_members(env, key);
     }
@@ -176,10 +168,7 @@ impl DataCore {
         let Some(primary) = self.primary_mut(key) else { return };
         primary.phase = Phase::Active;
         primary.served = true;
-        primary.own = Vec::new();
-        for member in &mut primary.members {
-            member.seen = Vec::new();
-        }
+        (primary.own, primary.hints) = (Vec::new(), None);
         let held: Vec<Key> = self
             .ops
             .iter()

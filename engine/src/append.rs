@@ -414,20 +414,9 @@ impl DataCore {
         if let Some(origins) = self.origins_mut(pg, at) {
             origins.record(object, origin, version);
         }
-        self.count_object(pg, exists, matches!(kind, OpKind::Write | OpKind::Zero));
         self.count_inflight(env, pg, at, true);
         for index in (0..MEMBERS_MAX).filter(|index| members >> index & 1 == 1) {
             self.send_change(env, key, index);
-        }
-    }
-
-    fn count_object(&mut self, pg: Key, existed: bool, exists: bool) {
-        if let Some(primary) = self.primary_mut(pg) {
-            match (existed, exists) {
-                (false, true) => primary.objects += 1,
-                (true, false) => primary.objects = primary.objects.saturating_sub(1),
-                _ => {}
-            }
         }
     }
 

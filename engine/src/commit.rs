@@ -133,20 +133,11 @@ impl DataCore {
         let status = if self.lease_holds(env) { Status::Ok } else { Status::Unknown };
         self.answer(env, key, status, None);
         let Some(op) = self.ops.remove(key) else { return };
-        let object = op.header.object;
         match op.kind {
-            OpKind::Delete => {
-                if let Some(primary) = self.primary_mut(op.pg) {
-                    primary.tombstones.insert(object);
-                }
-                self.want_purge(op.pg);
-            }
+            OpKind::Delete => self.want_purge(op.pg),
             OpKind::Purge => {
                 self.purges = self.purges.saturating_sub(1);
                 self.metrics.purged.add(1);
-                if let Some(primary) = self.primary_mut(op.pg) {
-                    primary.tombstones.remove(&object);
-                }
             }
             _ => {}
         }

@@ -68,12 +68,26 @@ pub const RECONNECT_MIN_MS: u64 = 10;
 pub const RECONNECT_MAX_MS: u64 = 250;
 /// Slots of a slice looked at in one step of a listing: some 10 to 20 ns each.
 pub const SCAN_SLOTS_PER_STEP: usize = 4096;
+/// Objects a member is asked for at once while it is compared by history: 8 KiB of question, 20 KiB of answer, and
+/// their look-up stays far below a millisecond.
+pub const LOOKUP_OBJECTS: usize = 512;
 /// Scanning steps after one event: bounds an event to about a millisecond.
 pub const SCAN_STEPS_PER_EVENT: usize = 4;
 /// Objects recovered at once in the background on one core while no client is waiting.
 pub const RECOVERY_PARALLEL: usize = 16;
 /// The same while clients are being served: recovery may cost them a fifth of their latency at most.
 pub const RECOVERY_PARALLEL_BUSY: usize = 2;
+/// Part of a busy core's work that recovery and scrub may take together, counted as `CLIENT_OP_COST_BYTES` says.
+pub const BACKGROUND_SHARE: (u64, u64) = (1, 5);
+/// What a client operation costs a core beside its bytes, in bytes: it takes about as long as reading and
+/// checking so many.
+pub const CLIENT_OP_COST_BYTES: u64 = 32 << 10;
+/// Credit that the background may save up, in bytes: one piece of scrub. More would come out in a burst.
+pub const BACKGROUND_CREDIT_MAX_BYTES: i64 = 32 << 10;
+/// A core that has answered no client for so long is idle, in milliseconds: longer than a slow disk's write.
+pub const CLIENT_IDLE_MS: u64 = 20;
+/// What recovering an object costs beside its bytes, in bytes.
+pub const RECOVERY_COST_BYTES: u64 = 32 << 10;
 /// Pause before an object that could not be recovered is tried again, in milliseconds.
 pub const RECOVERY_RETRY_MS: u64 = 1_000;
 /// What scrubs on a node read per second when nothing is said: a full 4 TB disk in a day, and a small part of what
@@ -83,6 +97,9 @@ pub const SCRUB_BYTES_PER_SECOND: u64 = 48 << 20;
 pub const SCRUB_PARALLEL: usize = 4;
 /// The same while clients are being served.
 pub const SCRUB_PARALLEL_BUSY: usize = 1;
+/// Blocks of an object that a deep scrub reads and checks at once: some 20 microseconds of a core. An object whole
+/// would hold clients up for four times as long.
+pub const SCRUB_PIECE_BLOCKS: u32 = 8;
 /// PGs whose scrub may wait on one core: the control core asks for one after the other.
 pub const SCRUBS_QUEUED_MAX: usize = 64;
 /// Tombstones purged at once.

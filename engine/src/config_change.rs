@@ -109,7 +109,9 @@ impl DataCore {
         let Some(update) = pg.update.clone() else { return };
         let record = &update.record;
         let before = pg.primary.as_ref().map(|p| (p.slice, p.epoch, p.served));
-        match (self.my_primary(pg, record), before) {
+        let mine = self.my_primary(pg, record);
+        self.track_groups(env, key);
+        match (mine, before) {
             (None, _) => {
                 self.step_down(env, key, Status::NotPrimary);
                 // The director takes a working primary away only with its consent: this is it. Nothing
@@ -201,8 +203,7 @@ impl DataCore {
                 superseded: false,
                 members,
                 own: Vec::new(),
-                objects: 0,
-                tombstones: Default::default(),
+                hints: None,
                 reported: None,
                 reported_at: Mono(0),
                 report_due: false,

@@ -11,6 +11,7 @@ use crate::planted::Bug;
 use crate::recovery::Heal;
 use crate::scrub::Scrubs;
 use crate::session::{Conn, Sessions};
+use crate::share::{Share, Turn};
 use crate::slab::{Key, Slab};
 use crate::slices::SliceState;
 use reactor::{Env, Event, Framing, Mono, Service, Token};
@@ -82,6 +83,9 @@ pub struct DataCore {
     pub(crate) purges: usize,
     pub(crate) subs: Slab<crate::member::SubOp>,
     pub(crate) scrubs: Scrubs,
+    pub(crate) share: Share,
+    /// Slices with a pass over what they hold to be made (`track_groups`), in turn.
+    pub(crate) tracking: VecDeque<usize>,
     /// PGs whose own list is being read or swept, in turn.
     pub(crate) scans: VecDeque<Key>,
     /// PGs with something to recover, in turn.
@@ -132,6 +136,8 @@ impl DataCore {
             purges: 0,
             subs: Slab::with_capacity(1024),
             scrubs: Scrubs::new(),
+            share: Share::new(),
+            tracking: VecDeque::new(),
             scans: VecDeque::new(),
             recovering: VecDeque::new(),
             purging: VecDeque::new(),
@@ -169,6 +175,15 @@ impl DataCore {
 
     pub(crate) fn slice_at(&self, slice: SliceId) -> Option<usize> {
         self.slices.iter().position(|state| state.id == slice)
+    }
+
+    /// Whether a piece of background work may begin now; if not, the loop comes back to it.
+    pub(crate) fn background_turn(&mut self, env: &mut dyn Env) -> Turn {
+        let turn = self.share.turn(env.now());
+        if let Turn::Wait(until) = turn {
+            self.wake_at(env, until);
+        }
+        turn
     }
 
     pub(crate) fn next_seq(&mut self) -> u64 {

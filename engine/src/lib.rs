@@ -8,8 +8,8 @@
 //!
 //! It may know `wire`, `placement`, `store` and `reactor`'s traits. Start reading at `core` (tables, routing),
 //! then `append`, `commit` and `read` (the data path), `member` (the other side), `origins` (changes sent
-//! again), `config_change`, `activate` and `peering` (from record to serving), `recovery`, `purge`
-//! and `scrub` (the background).
+//! again), `config_change`, `activate`, `peering` and `listing` (from record to serving), `recovery`, `purge`
+//! and `scrub` (the background), which `share` keeps from getting in clients' way.
 
 mod activate;
 mod append;
@@ -18,6 +18,7 @@ mod config;
 mod config_change;
 mod core;
 mod hash;
+mod listing;
 mod member;
 pub mod metrics;
 pub mod msg;
@@ -33,6 +34,7 @@ mod recovery;
 mod report;
 mod scrub;
 mod session;
+mod share;
 mod slab;
 mod slices;
 #[cfg(test)]

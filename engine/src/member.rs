@@ -9,6 +9,7 @@ use crate::core::{DataCore, Life, ticket};
 use crate::metrics::OpClass;
 use crate::op::range_mask;
 use crate::origins::ORIGINS_PER_PG_MAX;
+use crate::peering::is_in;
 use crate::pg::LocalMember;
 use crate::planted::Bug;
 use crate::scrub::verified;
@@ -16,8 +17,8 @@ use crate::slab::Key;
 use reactor::{ConnId, Env, Frame, IoBuf, Mono};
 use store::{ListCursor, ObjectData, Presence, StoreError};
 use wire::frame::FLAG_RECOVERY;
-use wire::{BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, OBJECT_BLOCKS, Status, Version, block_crc};
-use wire::{ListEntry, OriginEntry};
+use wire::{BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, OBJECT_BLOCKS, Status, Version};
+use wire::{ListEntry, LookupEntry, OriginEntry};
 
 /// A sub-operation that this core's store is working on.
 pub(crate) struct SubOp {
@@ -62,6 +63,9 @@ fn is_sound(frame: &Frame) -> bool {
     if header.kind == FrameKind::SubOrigins {
         return length <= ORIGINS_PER_PG_MAX * OriginEntry::BYTES;
     }
+    if header.kind == FrameKind::SubLookup {
+        return length <= LOOKUP_OBJECTS * LookupEntry::BYTES;
+    }
     let shape = match header.kind {
         FrameKind::SubWrite => in_range && length == blocks * BLOCK_BYTES,
         FrameKind::SubZero => in_range && length == 0,
@@ -88,7 +92,9 @@ impl DataCore {
             | FrameKind::SubRead
             | FrameKind::SubVerify
             | FrameKind::SubPurge
-            | FrameKind::SubOrigins => {}
+            | FrameKind::SubOrigins
+            | FrameKind::SubDigests
+            | FrameKind::SubLookup => {}
             FrameKind::Read | FrameKind::Write | FrameKind::Zero | FrameKind::Delete => {
                 return self.answer_status(env, conn, &frame.header, Status::Invalid);
             }
@@ -129,6 +135,8 @@ impl DataCore {
             FrameKind::SubRead => return self.sub_read(env, conn, at, pg, frame),
             FrameKind::SubVerify => return self.sub_verify(env, conn, at, pg, &header),
             FrameKind::SubOrigins => return self.sub_origins(env, conn, pg, at, &frame),
+            FrameKind::SubDigests => return self.tell_digests(env, conn, at, &header),
+            FrameKind::SubLookup => return self.tell_objects(env, conn, at, &frame),
             _ => {}
         }
         let presence = self.store_ref(at).map_or(Presence::Absent, |store| store.lookup(header.object));
@@ -372,7 +380,11 @@ impl DataCore {
             let status = result.as_ref().map_or_else(|error| error.status(), |_| Status::Ok);
             self.metrics.op(OpClass::SubRead).done(status, 0, sub.arrived, env.now());
             return match result {
-                Ok(data) => self.answer_verify(env, sub.conn, &sub.header, verified(&data)),
+                Ok(data) => {
+                    let store = self.store_ref(sub.at);
+                    let written = store.map_or(0, |store| store.written_mask(sub.header.object));
+                    self.answer_verify(env, sub.conn, &sub.header, verified(&data, written))
+                }
                 Err(_) => self.answer_status(env, sub.conn, &sub.header, status),
             };
         }
@@ -409,8 +421,11 @@ impl DataCore {
         let (Some(pg_count), Some(store)) = (pg_count, self.store_ref(at)) else {
             return self.answer_status(env, conn, request, Status::NotActive);
         };
+        let buckets = if request.origin == 0 { u64::MAX } else { request.origin };
         let filter = |object: &wire::ObjectId| {
-            object.pool == request.pg.pool && placement::pg_of(*object, pg_count) == request.pg
+            object.pool == request.pg.pool
+                && is_in(*object, buckets)
+                && placement::pg_of(*object, pg_count) == request.pg
         };
         let next = store.list(ListCursor(request.block), SCAN_SLOTS_PER_STEP as u32, filter, &mut found);
         let mut bytes = Vec::with_capacity(found.len() * ListEntry::BYTES);
@@ -423,11 +438,8 @@ impl DataCore {
         header.version = Version { epoch: Epoch(0), counter: u64::from(request.block) };
         header.block = next.map_or(0, |cursor| cursor.0);
         header.blocks = u16::from(next.is_some());
-        header.payload_len = bytes.len() as u32;
-        let payload = if bytes.is_empty() { None } else { IoBuf::copy_of(&bytes).ok() };
-        let crcs = if bytes.is_empty() { BlockCrcs::default() } else { BlockCrcs::one(block_crc(&bytes)) };
         self.metrics.op(OpClass::List).done(Status::Ok, bytes.len() as u64, started, env.now());
-        self.send(env, conn, Frame { header, crcs, payload });
+        self.answer_list(env, conn, header, &bytes);
     }
 
     /// A primary asks for a promise.
@@ -467,16 +479,22 @@ impl DataCore {
         self.answer_activate(env, key, at);
     }
 
-    /// Confirms a promise once everything done before is durable, and once the control core has spoken of
+    /// Confirms a promise once everything done before is durable and counted, and once the control core has spoken of
     /// the PG: a process that has just started does not remember what it promised before, and its control
     /// core's first word is younger than that.
     pub(crate) fn answer_activate(&mut self, env: &mut dyn Env, key: Key, at: usize) {
         let Some(pg) = self.pgs.get_mut(key) else { return };
-        let (known, promised) = (pg.update.is_some(), pg.promised);
+        let (known, promised, id) = (pg.update.is_some(), pg.promised, pg.id);
         let Some(local) = pg.locals.iter_mut().find(|local| local.at == at) else { return };
-        if !known || local.inflight > 0 {
+        if !known || local.inflight > 0 || local.activating.is_none() {
             return;
         }
+        // The primary will want to know what the slice holds of the PG.
+        if self.group(at, id).is_none() {
+            return;
+        }
+        let local = self.pgs.get_mut(key).and_then(|pg| pg.locals.iter_mut().find(|local| local.at == at));
+        let Some(local) = local else { return };
         let Some((conn, header)) = local.activating.take() else { return };
         if header.epoch < promised && !self.config.planted.has(Bug::SkipEpochCheck) {
             return self.refuse_sub(env, conn, &header, Status::StaleEpoch, promised);

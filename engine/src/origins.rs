@@ -239,8 +239,12 @@ impl DataCore {
         if !self.wants_origins(pg) {
             return;
         }
-        let Some(primary) = self.primary(pg) else { return };
-        let (at, objects) = (primary.at, primary.objects);
+        let Some((entry, primary)) = self.pgs.get(pg).and_then(|pg| Some((pg, pg.primary.as_deref()?)))
+        else {
+            return;
+        };
+        let at = primary.at;
+        let objects = self.group(at, entry.id).map_or(0, |group| group.objects);
         let told = |m: &crate::pg::MemberState| m.in_sync && m.taught == Taught::Yes && m.missing.is_empty();
         if !primary.members.iter().any(told) {
             self.metrics.memory_lost.add(1);

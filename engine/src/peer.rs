@@ -20,7 +20,7 @@ pub(crate) mod request {
     pub(crate) const OP: u8 = 1;
     /// `Activate` of a PG.
     pub(crate) const ACTIVATE: u8 = 2;
-    /// `List` of a PG.
+    /// `SubDigests`, `SubLookup` and `List` of a PG.
     pub(crate) const LIST: u8 = 3;
     /// A recovery's push, delete or purge (`Heal`).
     pub(crate) const PUSH: u8 = 4;
@@ -162,6 +162,8 @@ impl DataCore {
             ) => self.sub_reply(env, key, &frame.header),
             (FrameKind::ActivateReply, request::ACTIVATE) => self.activate_reply(env, key, &frame),
             (FrameKind::SubOriginsReply, request::ORIGINS) => self.origins_reply(key, &frame.header),
+            (FrameKind::SubDigestsReply, request::LIST) => self.digests_reply(env, key, &frame),
+            (FrameKind::SubLookupReply, request::LIST) => self.lookup_reply(env, key, &frame),
             (FrameKind::ListReply, request::LIST) => self.list_reply(env, key, &frame),
             (FrameKind::ListReply, request::SCRUB_LIST) => self.scrub_listed(key, &frame),
             (FrameKind::SubVerifyReply, request::VERIFY) => self.verify_reply(env, key, &frame),

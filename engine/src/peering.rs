@@ -1,233 +1,328 @@
-//! Comparing: the primary lists its own objects, then every member's, and notes what differs.
+//! Comparing: what does every member hold that the primary does not, and the other way round?
 //!
 //! The primary is authoritative: whatever a member has that the primary has not (or not with this very
 //! stamp) is pushed, deleted or purged. Nobody is asked what was acknowledged: a primary comes from the
 //! members that hold everything that was.
+//!
+//! Three ways, from cheap to dear, so that a short outage costs what changed in it and not what is stored:
+//! 1. Digests (`store::Group`): equal ones end it.
+//! 2. The primary's history: objects that changed last, the latest first, are looked up on the member. Each
+//!    difference found is taken out of the digests; when nothing is left in them, everything is found.
+//! 3. Lists of the buckets that still differ (`listing`).
 
-use crate::config::{SCAN_SLOTS_PER_STEP, SCAN_STEPS_PER_EVENT};
+use crate::config::{LOOKUP_OBJECTS, SCAN_SLOTS_PER_STEP, SCAN_STEPS_PER_EVENT};
 use crate::core::DataCore;
 use crate::op::{OpKind, Stage};
 use crate::peer::request;
-use crate::pg::{Link, Listing, Phase};
+use crate::pg::{Link, Listing, MemberState, Phase};
 use crate::planted::Bug;
 use crate::slab::Key;
-use placement::pg_of;
-use reactor::{Env, Frame};
-use store::{ListCursor, Presence};
-use wire::ListEntry;
-use wire::{FrameKind, Header, Status, block_crc};
+use reactor::{ConnId, Env, Frame, IoBuf};
+use std::collections::BTreeMap;
+use store::{DIGEST_BUCKETS, Digests, Group, Presence, bucket_of, digest_of};
+use wire::{BlockCrcs, FrameKind, Header, ListEntry, LookupEntry, ObjectId, PgId, Status, block_crc};
 
-/// Whether two slices' knowledge of an object is the same.
-fn same(own: Presence, entry: &ListEntry) -> bool {
-    match own {
-        Presence::Absent => false,
-        Presence::Live(version) => !entry.tombstone && entry.version == version,
-        Presence::Tombstone(version) => entry.tombstone && entry.version == version,
+/// What an entry of a list says.
+pub(crate) fn presence_of(entry: &ListEntry) -> Presence {
+    if entry.tombstone { Presence::Tombstone(entry.version) } else { Presence::Live(entry.version) }
+}
+
+/// Whether an object lies in one of these digest buckets.
+pub(crate) fn is_in(object: ObjectId, buckets: u64) -> bool {
+    buckets >> bucket_of(object) & 1 == 1
+}
+
+fn group_of(object: ObjectId, count: u32) -> u32 {
+    placement::pg_of(object, count).index
+}
+
+fn encode(digests: &Digests) -> Vec<u8> {
+    digests.iter().flat_map(|digest| digest.to_le_bytes()).collect()
+}
+
+/// `None` when it is not exactly one digest per bucket.
+fn decode(bytes: &[u8]) -> Option<Digests> {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let words: &[[u8; 8]; DIGEST_BUCKETS] = words.try_into().ok()?;
+    rest.is_empty().then(|| words.map(u64::from_le_bytes))
+}
+
+impl MemberState {
+    /// An object on both sides; a difference goes from the digests into `missing`.
+    pub(crate) fn compare(&mut self, object: ObjectId, own: Presence, theirs: Presence) {
+        if own != theirs && self.missing.insert(object) {
+            self.settle(object, own, theirs);
+        }
+    }
+
+    fn settle(&mut self, object: ObjectId, own: Presence, theirs: Presence) {
+        if let Some(digest) = self.diff.get_mut(bucket_of(object)) {
+            *digest ^= digest_of(object, own) ^ digest_of(object, theirs);
+        }
+    }
+
+    /// Buckets whose digests differ by more than what is known to be missing.
+    pub(crate) fn unexplained(&self) -> u64 {
+        let differs = self.diff.iter().enumerate().filter(|(_, digest)| **digest != 0);
+        differs.fold(0, |mask, (bucket, _)| mask | 1 << bucket)
     }
 }
 
 impl DataCore {
-    /// Works off scans and sweeps, a bounded number of steps; goes on in the next batch.
+    /// Begins to keep account of a PG's pool on those of its slices that are open.
+    pub(crate) fn track_groups(&mut self, env: &mut dyn Env, key: Key) {
+        let Some(pg) = self.pgs.get(key) else { return };
+        let Some(update) = &pg.update else { return };
+        let (pool, count) = (pg.id.pool, update.pool.pg_count);
+        for local in &pg.locals {
+            let Some(slice) = self.slices.get_mut(local.at) else { continue };
+            let started = slice.life == crate::slices::SliceLife::Open
+                && slice.store.as_mut().is_some_and(|store| store.track(pool, count, group_of));
+            if started && !self.tracking.contains(&local.at) {
+                self.tracking.push_back(local.at);
+            }
+        }
+        if !self.tracking.is_empty() {
+            self.wake_in(env, 0);
+        }
+    }
+
+    /// What a slice of this core holds of a PG; `None` while that is not known.
+    pub(crate) fn group(&self, at: usize, id: PgId) -> Option<&Group> {
+        self.store_ref(at)?.group(id.pool, id.index)
+    }
+
+    /// Works off passes over slices, scans and sweeps, a bounded number of steps; goes on in the next batch.
     pub(crate) fn pump_scans(&mut self, env: &mut dyn Env) {
+        if let Some(at) = self.tracking.pop_front() {
+            let store = self.slices.get_mut(at).and_then(|slice| slice.store.as_mut());
+            if store.is_none_or(|store| store.track_step(SCAN_SLOTS_PER_STEP as u32)) {
+                self.tracked(env, at);
+            } else {
+                self.tracking.push_back(at);
+            }
+        }
         for _ in 0..SCAN_STEPS_PER_EVENT {
-            let Some(key) = self.scans.pop_front() else { return };
+            let Some(key) = self.scans.pop_front() else { break };
             match self.primary(key).map(|p| p.phase) {
                 Some(Phase::Scanning { cursor }) => self.scan_step(env, key, cursor),
                 Some(Phase::Comparing) => self.sweep_step(env, key),
                 _ => {}
             }
         }
-        if !self.scans.is_empty() {
+        if !self.scans.is_empty() || !self.tracking.is_empty() {
             self.wake_in(env, 0);
         }
     }
 
-    /// Appends a page of the primary's own objects; where the next one begins.
-    pub(crate) fn own_page(
-        &self,
-        key: Key,
-        cursor: u32,
-        found: &mut Vec<store::ListEntry>,
-    ) -> Option<ListCursor> {
-        let pg = self.pgs.get(key)?;
-        let (id, pg_count) = (pg.id, pg.update.as_ref()?.pool.pg_count);
-        let at = pg.primary.as_ref()?.at;
-        let filter = |object: &wire::ObjectId| object.pool == id.pool && pg_of(*object, pg_count) == id;
-        self.store_ref(at)?.list(ListCursor(cursor), SCAN_SLOTS_PER_STEP as u32, filter, found)
-    }
-
-    /// Lists a part of the own objects.
-    fn scan_step(&mut self, env: &mut dyn Env, key: Key, cursor: u32) {
-        let mut found = std::mem::take(&mut self.list_scratch);
-        found.clear();
-        let next = self.own_page(key, cursor, &mut found);
-        let done = match self.primary_mut(key) {
-            None => true,
-            Some(primary) => {
-                if cursor == 0 {
-                    primary.objects = 0;
-                    primary.tombstones.clear();
-                }
-                for entry in &found {
-                    primary.own.push(entry.object);
-                    if entry.tombstone {
-                        primary.tombstones.insert(entry.object);
-                    } else {
-                        primary.objects += 1;
-                    }
-                }
-                if let Some(next) = next {
-                    primary.phase = Phase::Scanning { cursor: next.0 };
-                }
-                next.is_none()
-            }
-        };
-        self.list_scratch = found;
-        if done {
-            self.scanned(env, key);
-        } else {
-            self.scans.push_back(key);
+    /// A slice knows what it holds of each PG: those that have waited for that go on.
+    fn tracked(&mut self, env: &mut dyn Env, at: usize) {
+        let on_slice = |pg: &crate::pg::Pg| pg.locals.iter().any(|local| local.at == at);
+        let keys: Vec<Key> = self.pgs.iter().filter(|(_, pg)| on_slice(pg)).map(|(key, _)| key).collect();
+        for key in keys {
+            self.answer_activate(env, key, at);
+            self.advance(env, key);
         }
     }
 
-    fn scanned(&mut self, env: &mut dyn Env, key: Key) {
+    /// Moves the comparison forward: members not asked yet are asked for their digests; once all others are
+    /// done or known to differ, the own objects are listed for those that differ.
+    pub(crate) fn compare_members(&mut self, env: &mut dyn Env, key: Key) {
         let believe = self.bug(Bug::SkipListOnFreshPrimary);
         let Some(primary) = self.primary_mut(key) else { return };
-        primary.own.sort_unstable();
-        primary.phase = Phase::Comparing;
-        if believe {
-            primary.members.iter_mut().for_each(|member| member.listing = Listing::Done);
-        }
-        self.advance(env, key);
-    }
-
-    /// Starts listing every member that needs it.
-    pub(crate) fn list_members(&mut self, env: &mut dyn Env, key: Key) {
-        let Some(primary) = self.primary_mut(key) else { return };
-        let words = primary.own.len().div_ceil(64);
         let mut start = Vec::new();
         for (index, member) in primary.members.iter_mut().enumerate() {
             if member.listing == Listing::Needed {
-                member.listing = Listing::Running { cursor: 0 };
                 member.missing.clear();
-                member.seen.clear();
-                member.seen.resize(words, 0);
+                member.listing = Listing::Digests;
                 start.push(index);
             }
         }
+        let settled = |member: &MemberState| matches!(member.listing, Listing::Done | Listing::Differs);
+        if primary.members.iter().all(settled) {
+            primary.own.clear();
+            primary.phase = Phase::Scanning { cursor: 0 };
+            self.scans.push_back(key);
+            return self.pump_scans(env);
+        }
         for index in start {
-            self.send_list(env, key, index);
+            if believe {
+                self.compared(env, key, index);
+            } else {
+                self.ask_again(env, key, index);
+            }
         }
     }
 
-    /// Asks a member for the next page.
-    pub(crate) fn send_list(&mut self, env: &mut dyn Env, key: Key, index: usize) {
-        let Some(member) = self.primary(key).and_then(|primary| primary.members.get(index)) else { return };
-        if let (Listing::Running { cursor }, Link::Up) = (member.listing, member.link) {
-            self.ask_page(env, key, index, request::LIST, cursor);
+    /// Asks a member what it is being asked for, the first time or after its connection came back.
+    pub(crate) fn ask_again(&mut self, env: &mut dyn Env, key: Key, index: usize) {
+        let member = self.primary(key).and_then(|primary| primary.members.get(index));
+        let Some(member) = member.filter(|member| member.link == Link::Up) else { return };
+        match member.listing {
+            Listing::Digests => self.ask_member(env, key, index, FrameKind::SubDigests, 0, &[]),
+            Listing::Looking { from } => {
+                let mut bytes = Vec::with_capacity(member.asked.len() * LookupEntry::BYTES);
+                for object in &member.asked {
+                    LookupEntry { image: object.image, index: object.index }.encode(&mut bytes);
+                }
+                self.ask_member(env, key, index, FrameKind::SubLookup, from as u32, &bytes);
+            }
+            Listing::Running { .. } => self.send_list(env, key, index),
+            Listing::Needed | Listing::Differs | Listing::Sweeping { .. } | Listing::Done => {}
         }
     }
 
-    /// Asks a member for a page of its objects; the answer goes to whom `class` says.
-    pub(crate) fn ask_page(&mut self, env: &mut dyn Env, key: Key, index: usize, class: u8, cursor: u32) {
+    fn ask_member(
+        &mut self,
+        env: &mut dyn Env,
+        key: Key,
+        index: usize,
+        kind: FrameKind,
+        number: u32,
+        bytes: &[u8],
+    ) {
         let Some(pg) = self.pgs.get(key) else { return };
         let Some(primary) = pg.primary.as_deref() else { return };
         let Some(member) = primary.members.get(index) else { return };
-        let mut header = Header::new(FrameKind::List, key.tagged(class));
+        let mut header = Header::new(kind, key.tagged(request::LIST));
         header.pg = pg.id;
         header.object.pool = pg.id.pool;
         header.epoch = primary.epoch;
         header.slice = member.slice;
         header.primary = primary.slice;
-        header.block = cursor;
+        header.block = number;
+        header.payload_len = bytes.len() as u32;
         let peer = member.peer;
-        self.send_peer_header(env, peer, header);
+        let (mut crcs, mut payload) = (BlockCrcs::default(), None);
+        if !bytes.is_empty() {
+            let Ok(copy) = IoBuf::copy_of(bytes) else { return self.resync_link(env, key, index) };
+            payload = Some(copy);
+            crcs = BlockCrcs::one(block_crc(bytes));
+        }
+        self.send_peer(env, peer, Frame { header, crcs, payload });
     }
 
-    pub(crate) fn list_reply(&mut self, env: &mut dyn Env, key: Key, frame: &Frame) {
+    /// Whether a reply answers what this primary asks of that member now: the member's number, or what is to
+    /// be done instead.
+    pub(crate) fn expected(
+        &mut self,
+        env: &mut dyn Env,
+        key: Key,
+        frame: &Frame,
+        asked: Listing,
+    ) -> Option<usize> {
         let header = &frame.header;
-        let Some(pg) = self.pgs.get_mut(key) else { return };
-        let Some(primary) = pg.primary.as_deref_mut() else { return };
-        let (at, epoch, phase) = (primary.at, primary.epoch, primary.phase);
-        let Some(index) = primary.member_index(header.slice) else { return };
+        let primary = self.primary(key)?;
+        let (epoch, phase) = (primary.epoch, primary.phase);
+        let index = primary.member_index(header.slice)?;
+        let listing = primary.members.get(index)?.listing;
         if header.status == Status::StaleEpoch && header.epoch > epoch {
-            return self.supersede(key, header.epoch);
+            self.supersede(key, header.epoch);
+            return None;
         }
-        let Some(Listing::Running { cursor }) = primary.members.get(index).map(|member| member.listing)
-        else {
-            return;
-        };
-        // `request` tells the PG, not the page: the reply names the page it answers.
-        if header.epoch != epoch || phase != Phase::Comparing || header.version.counter != u64::from(cursor) {
-            return;
+        if header.epoch != epoch || phase != Phase::Comparing || listing != asked {
+            return None;
         }
         let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
         let intact = bytes.is_empty() || frame.crcs.as_slice() == [block_crc(bytes)];
-        let entries = ListEntry::decode_all(bytes);
-        let (Status::Ok, true, Some(entries)) = (header.status, intact, entries) else {
-            tracing::warn!(pg = %header.pg, slice = %header.slice, status = %header.status, "listing failed");
-            return self.resync_link(env, key, index);
+        if header.status != Status::Ok || !intact {
+            tracing::warn!(pg = %header.pg, slice = %header.slice, status = %header.status, "comparing failed");
+            self.resync_link(env, key, index);
+            return None;
+        }
+        Some(index)
+    }
+
+    /// A member's digests.
+    pub(crate) fn digests_reply(&mut self, env: &mut dyn Env, key: Key, frame: &Frame) {
+        let Some(index) = self.expected(env, key, frame, Listing::Digests) else { return };
+        let theirs = frame.payload.as_ref().and_then(|payload| decode(payload.as_slice()));
+        let Some(theirs) = theirs else { return self.resync_link(env, key, index) };
+        let Some((id, at)) = self.pgs.get(key).and_then(|pg| Some((pg.id, pg.primary.as_ref()?.at))) else {
+            return;
         };
-        let own_store = self.slices.get(at).and_then(|slice| slice.store.as_ref());
-        let Some(member) = primary.members.get_mut(index) else { return };
-        for entry in entries {
-            let own = own_store.map_or(Presence::Absent, |store| store.lookup(entry.object));
-            if !same(own, &entry) {
-                member.missing.insert(entry.object);
-            }
-            if let Ok(found) = primary.own.binary_search(&entry.object)
-                && let Some(word) = member.seen.get_mut(found / 64)
-            {
-                *word |= 1 << (found % 64);
+        let Some(own) = self.group(at, id).map(|group| group.digests) else { return };
+        // A member without any object: the history would name them all one by one.
+        let empty = theirs.iter().all(|digest| *digest == 0);
+        if own != theirs && !empty && self.primary(key).is_some_and(|primary| primary.hints.is_none()) {
+            let hints = self.store_ref(at).map(|store| store.history(id.pool, id.index));
+            if let Some(primary) = self.primary_mut(key) {
+                primary.hints = hints;
             }
         }
-        if header.blocks == 1 {
-            member.listing = Listing::Running { cursor: header.block };
-            self.send_list(env, key, index);
+        let Some(member) = self.primary_mut(key).and_then(|primary| primary.members.get_mut(index)) else {
+            return;
+        };
+        member.diff = own.iter().zip(&theirs).map(|(own, theirs)| own ^ theirs).collect();
+        if own == theirs {
+            self.metrics.compared_by_digest.add(1);
+            self.compared(env, key, index);
         } else {
-            member.listing = Listing::Sweeping { at: 0 };
-            self.scans.push_back(key);
-            self.pump_scans(env);
+            self.look_up(env, key, index, if empty { usize::MAX } else { 0 });
         }
     }
 
-    /// Collects a part of what a member does not have at all.
-    fn sweep_step(&mut self, env: &mut dyn Env, key: Key) {
+    /// Asks a member for the next objects of the history in buckets that differ, from hint `from` on.
+    fn look_up(&mut self, env: &mut dyn Env, key: Key, index: usize, from: usize) {
+        let trust = self.bug(Bug::TrustHistory);
         let Some(primary) = self.primary_mut(key) else { return };
-        let mut finished = None;
-        let mut more = false;
-        for (index, member) in primary.members.iter_mut().enumerate() {
-            let Listing::Sweeping { at } = member.listing else { continue };
-            let end = (at + SCAN_SLOTS_PER_STEP).min(primary.own.len());
-            for (offset, object) in primary.own.get(at..end).unwrap_or(&[]).iter().enumerate() {
-                let bit = at + offset;
-                if member.seen.get(bit / 64).is_none_or(|word| word >> (bit % 64) & 1 == 0) {
-                    member.missing.insert(*object);
-                }
+        let hints = primary.hints.as_deref().unwrap_or(&[]);
+        let Some(member) = primary.members.get_mut(index) else { return };
+        let unexplained = member.unexplained();
+        member.asked.clear();
+        let mut at = from;
+        while let Some(object) = hints.get(at)
+            && member.asked.len() < LOOKUP_OBJECTS
+        {
+            if is_in(*object, unexplained) {
+                member.asked.push(*object);
             }
-            if end < primary.own.len() {
-                member.listing = Listing::Sweeping { at: end };
-            } else {
-                member.listing = Listing::Done;
-                member.seen = Vec::new();
-                finished = Some(index);
-            }
-            more = true;
-            break;
+            at += 1;
         }
-        if let Some(index) = finished {
-            self.listed(env, key, index);
+        if !member.asked.is_empty() {
+            member.listing = Listing::Looking { from: at };
+            return self.ask_again(env, key, index);
         }
-        if more && self.primary(key).is_some_and(|p| p.phase == Phase::Comparing) {
-            self.scans.push_back(key);
+        member.asked = Vec::new();
+        if trust {
+            return self.compared(env, key, index);
+        }
+        member.mask = unexplained;
+        member.listing = Listing::Differs;
+        self.metrics.compared_by_list.add(1);
+        self.advance(env, key);
+    }
+
+    /// What a member holds of the objects that it was asked for.
+    pub(crate) fn lookup_reply(&mut self, env: &mut dyn Env, key: Key, frame: &Frame) {
+        let from = frame.header.version.counter as usize;
+        let Some(index) = self.expected(env, key, frame, Listing::Looking { from }) else { return };
+        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
+        let Some(entries) = ListEntry::decode_all(bytes) else { return self.resync_link(env, key, index) };
+        let theirs: BTreeMap<ObjectId, Presence> =
+            entries.map(|entry| (entry.object, presence_of(&entry))).collect();
+        let Some(primary) = self.pgs.get_mut(key).and_then(|pg| pg.primary.as_deref_mut()) else { return };
+        let own_store = self.slices.get(primary.at).and_then(|slice| slice.store.as_ref());
+        let Some(member) = primary.members.get_mut(index) else { return };
+        for object in std::mem::take(&mut member.asked) {
+            let own = own_store.map_or(Presence::Absent, |store| store.lookup(object));
+            member.compare(object, own, theirs.get(&object).copied().unwrap_or(Presence::Absent));
+        }
+        if member.unexplained() == 0 {
+            self.metrics.compared_by_history.add(1);
+            self.compared(env, key, index);
+        } else {
+            self.look_up(env, key, index, from);
         }
     }
 
-    /// A member's list is compared: its changes in flight are now either confirmed by it or missing.
-    fn listed(&mut self, env: &mut dyn Env, key: Key, index: usize) {
+    /// A member is compared: its changes in flight are now either confirmed by it or missing.
+    pub(crate) fn compared(&mut self, env: &mut dyn Env, key: Key, index: usize) {
         let bit = 1u32 << index;
-        let Some(primary) = self.primary(key) else { return };
-        let Some(member) = primary.members.get(index) else { return };
+        let Some(primary) = self.pgs.get_mut(key).and_then(|pg| pg.primary.as_deref_mut()) else { return };
+        let Some(member) = primary.members.get_mut(index) else { return };
+        member.listing = Listing::Done;
+        (member.diff, member.seen, member.asked) = Default::default();
         if !member.missing.is_empty() {
             tracing::info!(slice = %member.slice, missing = member.missing.len(), "member has to be recovered");
         }
@@ -248,12 +343,63 @@ impl DataCore {
     }
 
     /// Starts over with a member: activate, and list if it was being listed.
-    fn resync_link(&mut self, env: &mut dyn Env, key: Key, index: usize) {
+    pub(crate) fn resync_link(&mut self, env: &mut dyn Env, key: Key, index: usize) {
         let Some(member) = self.primary_mut(key).and_then(|p| p.members.get_mut(index)) else { return };
         member.link = Link::Down;
-        if matches!(member.listing, Listing::Running { .. }) {
+        if matches!(member.listing, Listing::Digests | Listing::Looking { .. } | Listing::Running { .. }) {
             member.listing = Listing::Needed;
         }
         self.wake_in(env, crate::config::RECONNECT_MAX_MS);
+    }
+
+    /// The member's side: its digests of a PG.
+    pub(crate) fn tell_digests(&mut self, env: &mut dyn Env, conn: ConnId, at: usize, request: &Header) {
+        let bytes = match self.group(at, request.pg) {
+            Some(group) => encode(&group.digests),
+            None => return self.answer_status(env, conn, request, Status::NotActive),
+        };
+        self.answer_list(env, conn, request.reply(FrameKind::SubDigestsReply, Status::Ok), &bytes);
+    }
+
+    /// The member's side: what it holds of some objects.
+    pub(crate) fn tell_objects(&mut self, env: &mut dyn Env, conn: ConnId, at: usize, frame: &Frame) {
+        let request = &frame.header;
+        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
+        let intact = frame.crcs.as_slice() == [block_crc(bytes)];
+        let asked = LookupEntry::decode_all(bytes).filter(|_| intact);
+        let (Some(asked), Some(store)) = (asked, self.store_ref(at)) else {
+            tracing::warn!("connection of a peer closed: damaged list of objects");
+            return self.drop_inbound(env, conn, false);
+        };
+        let mut held = Vec::new();
+        for entry in asked.take(LOOKUP_OBJECTS) {
+            let object = ObjectId { pool: request.pg.pool, image: entry.image, index: entry.index };
+            let (version, tombstone) = match store.lookup(object) {
+                Presence::Absent => continue,
+                Presence::Live(version) => (version, false),
+                Presence::Tombstone(version) => (version, true),
+            };
+            ListEntry { object, version, tombstone }.encode(&mut held);
+        }
+        let mut reply = request.reply(FrameKind::SubLookupReply, Status::Ok);
+        reply.version.counter = u64::from(request.block);
+        self.answer_list(env, conn, reply, &held);
+    }
+
+    /// Answers with entries as the payload, or with `Busy` when there is no memory for them.
+    pub(crate) fn answer_list(&mut self, env: &mut dyn Env, conn: ConnId, mut reply: Header, bytes: &[u8]) {
+        let (mut crcs, mut payload) = (BlockCrcs::default(), None);
+        if !bytes.is_empty() {
+            match IoBuf::copy_of(bytes) {
+                Ok(copy) => payload = Some(copy),
+                Err(_) => reply.status = Status::Busy,
+            }
+            crcs = BlockCrcs::one(block_crc(bytes));
+        }
+        if payload.is_none() {
+            crcs = BlockCrcs::default();
+        }
+        reply.payload_len = payload.as_ref().map_or(0, IoBuf::len) as u32;
+        self.send(env, conn, Frame { header: reply, crcs, payload });
     }
 }

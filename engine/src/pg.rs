@@ -89,8 +89,14 @@ pub(crate) enum Link {
 /// What the primary knows of a member's objects.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Listing {
-    /// Nothing: it has to be listed.
+    /// Nothing: it has to be compared.
     Needed,
+    /// It is asked for its digests.
+    Digests,
+    /// It is asked for objects of the primary's history; the hint after the last of them.
+    Looking { from: usize },
+    /// The buckets of `mask` differ and have to be listed.
+    Differs,
     /// Pages are being asked for; the cursor of the next one.
     Running { cursor: u32 },
     /// Everything it has is compared; what it lacks is being collected from the primary's own list.
@@ -119,6 +125,12 @@ pub(crate) struct MemberState {
     pub(crate) in_sync: bool,
     pub(crate) link: Link,
     pub(crate) listing: Listing,
+    /// While comparing: its digests XOR the primary's, without what is known to be missing.
+    pub(crate) diff: Vec<u64>,
+    /// Objects it is being asked for.
+    pub(crate) asked: Vec<ObjectId>,
+    /// Digest buckets that are being listed.
+    pub(crate) mask: u64,
     /// One bit per entry of the primary's own list, while listing: the member has that object.
     pub(crate) seen: Vec<u64>,
     /// Objects in which it differs from the primary.
@@ -144,6 +156,9 @@ impl MemberState {
             in_sync,
             link: Link::Down,
             listing: Listing::Needed,
+            diff: Vec::new(),
+            asked: Vec::new(),
+            mask: 0,
             seen: Vec::new(),
             missing: BTreeSet::new(),
             next: None,
@@ -170,9 +185,9 @@ pub(crate) enum Phase {
     Settling,
     /// Members are asked to promise the epoch.
     Activating,
-    /// The own objects are listed, to compare and to count.
+    /// The own objects are listed, in buckets in which a member differs.
     Scanning { cursor: u32 },
-    /// Members are listed and compared.
+    /// Members are compared.
     Comparing,
     /// Serving.
     Active,
@@ -185,19 +200,16 @@ pub(crate) struct Primary {
     pub(crate) slice: SliceId,
     pub(crate) epoch: Epoch,
     pub(crate) phase: Phase,
-    /// It has been active under this epoch or one that leads contiguously to it: everything but the
-    /// members still to be listed is known.
+    /// It has been active under this epoch or one that leads contiguously to it.
     pub(crate) served: bool,
     /// A member has shown a newer epoch: nothing more is started under this one.
     pub(crate) superseded: bool,
     /// The other acting members; their order gives the bits of `Op::pending`.
     pub(crate) members: Vec<MemberState>,
-    /// The own objects in order, while peering.
+    /// Own objects in order, while listing.
     pub(crate) own: Vec<ObjectId>,
-    /// Objects that exist.
-    pub(crate) objects: u64,
-    /// Tombstones not yet purged.
-    pub(crate) tombstones: BTreeSet<ObjectId>,
+    /// Own objects that changed last, once they are wanted for comparing.
+    pub(crate) hints: Option<Vec<ObjectId>>,
     /// What was last told to the control core, and when.
     pub(crate) reported: Option<(PgState, Epoch, u64, u64)>,
     pub(crate) reported_at: Mono,

@@ -27,6 +27,8 @@ pub enum Bug {
     ScrubRepairsNothing,
     /// Changes of an object go on while a scrub compares its copies.
     ScrubWithoutHold,
+    /// What the history does not name is taken for equal, whatever the digests say.
+    TrustHistory,
 }
 
 impl Bug {
@@ -45,6 +47,7 @@ impl Bug {
             Self::ForgetOrigins,
             Self::ScrubRepairsNothing,
             Self::ScrubWithoutHold,
+            Self::TrustHistory,
         ]
     }
 
@@ -63,6 +66,7 @@ impl Bug {
             Self::ForgetOrigins => "engine-forget-origins",
             Self::ScrubRepairsNothing => "engine-scrub-repairs-nothing",
             Self::ScrubWithoutHold => "engine-scrub-without-hold",
+            Self::TrustHistory => "engine-trust-history",
         }
     }
 }

@@ -8,7 +8,6 @@ use crate::op::{Op, OpKind, Stage};
 use crate::pg::{Link, Phase};
 use crate::slab::Key;
 use reactor::Env;
-use store::Presence;
 use wire::{BlockCrcs, FrameKind, Header, ObjectId, Version};
 
 /// Tombstones looked at in one turn of a PG: those of objects in use are passed over.
@@ -32,7 +31,11 @@ impl DataCore {
 
     /// Puts a PG in the round of purging if it has something to purge and may.
     pub(crate) fn want_purge(&mut self, key: Key) {
-        let waiting = self.primary(key).is_some_and(|p| !p.in_purging && !p.tombstones.is_empty());
+        let Some(pg) = self.pgs.get(key) else { return };
+        let waiting = pg.primary.as_deref().is_some_and(|primary| {
+            let group = self.group(primary.at, pg.id);
+            !primary.in_purging && group.is_some_and(|group| !group.tombstones.is_empty())
+        });
         if waiting && self.is_whole(key) {
             if let Some(primary) = self.primary_mut(key) {
                 primary.in_purging = true;
@@ -55,19 +58,13 @@ impl DataCore {
 
     /// Starts one purge; false when there is none to start now.
     fn purge_one(&mut self, env: &mut dyn Env, key: Key) -> bool {
-        let Some(primary) = self.primary(key) else { return false };
+        let Some((id, at)) = self.pgs.get(key).and_then(|pg| Some((pg.id, pg.primary.as_ref()?.at))) else {
+            return false;
+        };
         let idle = |object: &&ObjectId| !self.obj_index.contains_key(*object);
-        let Some(object) = primary.tombstones.iter().take(LOOK_AT).find(idle).copied() else { return false };
-        let Some(id) = self.pgs.get(key).map(|pg| pg.id) else { return false };
+        let Some(group) = self.group(at, id) else { return false };
+        let Some(object) = group.tombstones.iter().take(LOOK_AT).find(idle).copied() else { return false };
         let Some(obj) = self.obj_entry(key, object) else { return false };
-        if !matches!(self.objs.get(obj).map(|obj| obj.presence), Some(Presence::Tombstone(_))) {
-            // Made again meanwhile, or purged.
-            if let Some(primary) = self.primary_mut(key) {
-                primary.tombstones.remove(&object);
-            }
-            self.drop_idle(obj);
-            return true;
-        }
         let mut header = Header::new(FrameKind::SubPurge, 0);
         header.pg = id;
         header.object = object;

@@ -10,6 +10,7 @@ use crate::core::{DataCore, ticket};
 use crate::op::{Exclusive, LOCAL, OpKind};
 use crate::peer::request;
 use crate::pg::{Link, Listing, Phase};
+use crate::share::Turn;
 use crate::slab::Key;
 use reactor::{Env, Frame, IoBuf, Mono};
 use std::ops::Bound;
@@ -521,8 +522,15 @@ impl DataCore {
     /// Starts background heals up to the bound: few while clients are served, one PG after the other.
     pub(crate) fn pump_recovery(&mut self, env: &mut dyn Env) {
         self.retry_heals(env);
-        let bound = if self.ops.len() > 0 { RECOVERY_PARALLEL_BUSY } else { RECOVERY_PARALLEL };
-        while self.heals_background < bound {
+        while !self.recovering.is_empty() {
+            let bound = match self.background_turn(env) {
+                Turn::Alone => RECOVERY_PARALLEL,
+                Turn::Beside => RECOVERY_PARALLEL_BUSY,
+                Turn::Wait(_) => return,
+            };
+            if self.heals_background >= bound {
+                return;
+            }
             let Some(key) = self.recovering.pop_front() else { return };
             if let Some(primary) = self.primary_mut(key) {
                 primary.in_recovery = false;
@@ -531,6 +539,9 @@ impl DataCore {
                 Some(object) => match self.obj_entry(key, object) {
                     Some(obj) => {
                         let started = self.start_heal(env, obj, false, true);
+                        if started {
+                            self.charge_heal(env, key, object);
+                        }
                         self.drop_idle(obj);
                         started
                     }
@@ -542,6 +553,15 @@ impl DataCore {
                 self.want_recovery(key);
             }
         }
+    }
+
+    /// A recovery in the background costs its share: what is read here, and what is sent to one member.
+    fn charge_heal(&mut self, env: &mut dyn Env, key: Key, object: ObjectId) {
+        let at = self.primary(key).map(|primary| primary.at);
+        let store = at.and_then(|at| self.store_ref(at));
+        let blocks = store.map_or(0, |store| store.written_mask(object).count_ones());
+        let bytes = 2 * u64::from(blocks) * wire::BLOCK_BYTES as u64;
+        self.share.spend(env.now(), RECOVERY_COST_BYTES + bytes);
     }
 
     /// The next object to recover on some reachable member of a PG, going round.

@@ -94,10 +94,12 @@ impl DataCore {
         let mut due = std::mem::take(&mut self.reports);
         due.retain(|&key| {
             let state = self.state_of(env, key);
+            let held = self.pgs.get(key).and_then(|pg| self.group(pg.primary.as_ref()?.at, pg.id));
+            let objects = held.map_or(0, |group| group.objects);
             let (Some(pg), Some(state)) = (self.pgs.get_mut(key), state) else { return false };
             let id = pg.id;
             let Some(primary) = pg.primary.as_deref_mut() else { return false };
-            let report = (state, primary.epoch, primary.objects, primary.missing());
+            let report = (state, primary.epoch, objects, primary.missing());
             let before = primary.reported;
             let urgent = before.is_none_or(|was| (was.0, was.1) != (report.0, report.1));
             let at = primary.reported_at.plus_ms(REPORT_INTERVAL_MS);

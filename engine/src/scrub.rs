@@ -1,9 +1,9 @@
 //! Scrub: the primary of a PG looks whether all copies of every object are there and equal, before a reader or
 //! the loss of a disk finds out.
 //!
-//! A light run compares versions, which are in memory; a deep one has every copy read and compared with its
-//! checksums, and the checksums compared with each other. A `Check` holds its object meanwhile: changes wait, reads
-//! go on. What differs is given to recovery: a bad own copy is fetched from another member, any other is
+//! A light run compares versions and which blocks are written, which is in memory; a deep one has every copy read,
+//! piece by piece, and compared with its checksums, and the checksums compared with each other. A `Check` holds its
+//! object for one piece: changes wait, reads go on. What differs is given to recovery: a bad own copy is fetched from another member, any other is
 //! made equal to the primary's.
 //!
 //! The control core says which PG is due (`CoreMsg::Scrub`) and hears how it went. A run ends with its epoch,
@@ -16,14 +16,15 @@ use crate::op::{Exclusive, LOCAL};
 use crate::peer::request;
 use crate::pg::{Link, Listing, MemberState, Phase};
 use crate::planted::Bug;
+use crate::share::Turn;
 use crate::slab::{Key, Slab};
 use placement::ScrubDepth;
 use reactor::{Env, Frame, Mono};
 use std::collections::VecDeque;
 use store::{ObjectData, Presence, StoreError};
 use wire::{
-    BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, Holds, ListEntry, OBJECT_BYTES, ObjectId, PgId, Status,
-    VerifyEntry, block_crc,
+    BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, Holds, ListEntry, ObjectId, PgId, Status, VerifyEntry,
+    block_crc,
 };
 
 /// What a light check costs of the rate: a message to each member.
@@ -46,10 +47,13 @@ struct Run {
     epoch: Epoch,
     depth: ScrubDepth,
     source: Source,
-    /// Found and not yet checked: at most what one page of a listing holds.
-    queue: VecDeque<ObjectId>,
+    /// Found and not yet checked, and the first block of the piece that is next: at most what one page of a
+    /// listing holds.
+    queue: VecDeque<(ObjectId, u32)>,
     objects: u64,
     errors: u64,
+    /// The last object with an error: its other pieces do not count again.
+    bad: Option<ObjectId>,
 }
 
 /// The check of one object.
@@ -58,6 +62,8 @@ struct Check {
     obj: Key,
     object: ObjectId,
     depth: ScrubDepth,
+    /// The piece's first block.
+    from: u32,
     /// Asked; before, changes in flight must end.
     asked: bool,
     /// Who has not answered: member bits, `LOCAL`.
@@ -84,23 +90,28 @@ impl Scrubs {
     }
 }
 
-/// What was read of an object, for comparing.
-pub(crate) fn verified(data: &ObjectData) -> VerifyEntry {
+/// Blocks of the piece that begins with block `from`.
+fn piece(from: u32) -> u32 {
+    (u32::MAX >> (32 - SCRUB_PIECE_BLOCKS)).checked_shl(from).unwrap_or(0)
+}
+
+/// What was read of an object, of which the blocks of `written` exist, for comparing.
+pub(crate) fn verified(data: &ObjectData, written: u32) -> VerifyEntry {
     let mut bytes = Vec::with_capacity(data.crcs.len() * size_of::<u32>());
     for crc in data.crcs.as_slice() {
         bytes.extend_from_slice(&crc.to_le_bytes());
     }
-    VerifyEntry { mask: data.mask, digest: block_crc(&bytes), ..known(data.presence) }
+    VerifyEntry { digest: block_crc(&bytes), ..known(data.presence, written) }
 }
 
 /// What is known of an object without reading it.
-pub(crate) fn known(presence: Presence) -> VerifyEntry {
+pub(crate) fn known(presence: Presence, written: u32) -> VerifyEntry {
     let holds = match presence {
         Presence::Absent => Holds::Nothing,
         Presence::Live(_) => Holds::Object,
         Presence::Tombstone(_) => Holds::Tombstone,
     };
-    VerifyEntry { holds, version: presence.version().unwrap_or_default(), mask: 0, digest: 0 }
+    VerifyEntry { holds, version: presence.version().unwrap_or_default(), mask: written, digest: 0 }
 }
 
 /// A member whose copy counts, as far as is known: it follows, and recovery has nothing to do there.
@@ -119,13 +130,13 @@ impl DataCore {
         let known = self.scrubs.runs.iter().any(|run| run.pg == key && run.depth == depth);
         if !known && self.scrubs.runs.len() < SCRUBS_QUEUED_MAX {
             let (source, queue) = (Source::Own(0), VecDeque::new());
-            self.scrubs.runs.push_back(Run { pg: key, epoch, depth, source, queue, objects: 0, errors: 0 });
+            let run = Run { pg: key, epoch, depth, source, queue, objects: 0, errors: 0, bad: None };
+            self.scrubs.runs.push_back(run);
         }
     }
 
     /// Goes on with the first run: a bounded number of steps, as fast as the rate allows.
     pub(crate) fn pump_scrubs(&mut self, env: &mut dyn Env) {
-        let parallel = if self.ops.len() > 0 { SCRUB_PARALLEL_BUSY } else { SCRUB_PARALLEL };
         for _ in 0..SCAN_STEPS_PER_EVENT {
             let Some(run) = self.scrubs.runs.front() else { return };
             let (key, epoch, source) = (run.pg, run.epoch, run.source);
@@ -134,15 +145,24 @@ impl DataCore {
                 continue;
             };
             let ready = primary.phase == Phase::Active && !primary.superseded && self.lease_holds(env);
-            if self.life != Life::Running || !ready || self.scrubs.checks.len() >= parallel {
+            if self.life != Life::Running || !ready {
+                return;
+            }
+            let parallel = match self.background_turn(env) {
+                Turn::Alone => SCRUB_PARALLEL,
+                Turn::Beside => SCRUB_PARALLEL_BUSY,
+                Turn::Wait(_) => return,
+            };
+            if self.scrubs.checks.len() >= parallel {
                 return;
             }
             if env.now() < self.scrubs.next_at {
                 let at = self.scrubs.next_at;
                 return self.wake_at(env, at);
             }
-            if let Some(object) = self.scrubs.runs.front_mut().and_then(|run| run.queue.pop_front()) {
-                self.start_check(env, key, object);
+            let next = self.scrubs.runs.front_mut().and_then(|run| run.queue.pop_front());
+            if let Some((object, from)) = next {
+                self.start_check(env, key, object, from);
                 continue;
             }
             match source {
@@ -170,7 +190,7 @@ impl DataCore {
         found.clear();
         let next = self.own_page(key, cursor, &mut found);
         if let Some(run) = self.scrubs.runs.front_mut() {
-            run.queue.extend(found.iter().map(|entry| entry.object));
+            run.queue.extend(found.iter().map(|entry| (entry.object, 0)));
             run.source = next.map_or(Source::Member(0, 0, false), |next| Source::Own(next.0));
         }
         self.list_scratch = found;
@@ -182,7 +202,7 @@ impl DataCore {
         let next = match primary.members.get(index) {
             None => Source::End,
             Some(member) if member.link == Link::Up && member.listing == Listing::Done => {
-                self.ask_page(env, key, index, request::SCRUB_LIST, cursor);
+                self.ask_page(env, key, index, request::SCRUB_LIST, cursor, 0);
                 Source::Member(index, cursor, true)
             }
             // What it lacks or has too much is found when it is listed.
@@ -219,7 +239,7 @@ impl DataCore {
         };
         for entry in entries {
             if own_store.is_some_and(|store| store.lookup(entry.object) == Presence::Absent) {
-                run.queue.push_back(entry.object);
+                run.queue.push_back((entry.object, 0));
             }
         }
         run.source = if header.blocks == 1 {
@@ -229,8 +249,8 @@ impl DataCore {
         };
     }
 
-    /// Begins the check of an object, unless recovery or a purge has it.
-    fn start_check(&mut self, env: &mut dyn Env, pg: Key, object: ObjectId) {
+    /// Begins the check of a piece of an object, unless recovery or a purge has it.
+    fn start_check(&mut self, env: &mut dyn Env, pg: Key, object: ObjectId, from: u32) {
         let Some(depth) = self.scrubs.runs.front().map(|run| run.depth) else { return };
         let Some(obj_key) = self.obj_entry(pg, object) else { return };
         let Some(obj) = self.objs.get_mut(obj_key) else { return };
@@ -238,14 +258,14 @@ impl DataCore {
             return self.drop_idle(obj_key);
         }
         let (asked, waiting) = (false, 0);
-        let (own, members) = (Ok(known(obj.presence)), Vec::new());
-        let check = Check { pg, obj: obj_key, object, depth, asked, waiting, own, members };
+        let (own, members) = (Ok(VerifyEntry::default()), Vec::new());
+        let check = Check { pg, obj: obj_key, object, depth, from, asked, waiting, own, members };
         let key = self.scrubs.checks.insert(check);
         obj.exclusive = Exclusive::Scrub(key);
-        if let Some(run) = self.scrubs.runs.front_mut() {
+        if let Some(run) = self.scrubs.runs.front_mut().filter(|_| from == 0) {
             run.objects += 1;
+            self.metrics.scrubbed_objects.add(1);
         }
-        self.metrics.scrubbed_objects.add(1);
         self.step_check(env, key);
     }
 
@@ -264,6 +284,7 @@ impl DataCore {
             return;
         }
         let (pg, object, depth, presence) = (check.pg, check.object, check.depth, obj.presence);
+        let blocks = piece(check.from);
         let Some(primary) = self.primary(pg) else { return };
         let at = primary.at;
         let mut waiting = 0;
@@ -272,22 +293,25 @@ impl DataCore {
                 waiting |= 1 << index;
             }
         }
+        let written = self.store_ref(at).map_or(0, |store| store.written_mask(object));
         let mut cost = LIGHT_COST_BYTES;
         if depth == ScrubDepth::Deep && matches!(presence, Presence::Live(_)) {
-            let read = self.store(at).and_then(|s| s.read_object(env, key.tagged(ticket::SCRUB), object));
+            let ticket = key.tagged(ticket::SCRUB);
+            let read = self.store(at).and_then(|store| store.read_blocks(env, ticket, object, blocks));
             if read.is_err() {
                 // No room, or the slice is on its way out: not now, and the next run will come.
                 return self.drop_check(env, key);
             }
             waiting |= LOCAL;
-            cost = OBJECT_BYTES as u64;
+            cost += u64::from((written & blocks).count_ones()) * BLOCK_BYTES as u64;
         }
+        self.share.spend(env.now(), cost);
         let pause_ns = cost.saturating_mul(1_000_000_000) / self.config.scrub_bytes_per_second.max(1);
         self.scrubs.next_at = self.scrubs.next_at.max(env.now()).plus_ns(pause_ns);
         if let Some(check) = self.scrubs.checks.get_mut(key) {
             check.asked = true;
             check.waiting = waiting;
-            check.own = Ok(known(presence));
+            check.own = Ok(known(presence, written));
         }
         for index in 0..crate::op::MEMBERS_MAX {
             self.send_verify(env, key, index);
@@ -311,6 +335,7 @@ impl DataCore {
         header.epoch = primary.epoch;
         header.object = check.object;
         header.blocks = u16::from(check.depth == ScrubDepth::Deep);
+        header.block = piece(check.from);
         header.slice = member.slice;
         header.primary = primary.slice;
         let peer = member.peer;
@@ -341,10 +366,11 @@ impl DataCore {
         result: Result<ObjectData, StoreError>,
     ) {
         let Some(check) = self.scrubs.checks.get_mut(key) else { return };
-        check.own = match result {
-            Ok(data) => Ok(verified(&data)),
-            Err(error @ (StoreError::Corrupt | StoreError::Io)) => Err(Bad(error.status())),
-            Err(_) => return self.drop_check(env, key),
+        check.own = match (result, check.own) {
+            (Ok(data), Ok(known)) => Ok(verified(&data, known.mask)),
+            (Ok(_), Err(bad)) => Err(bad),
+            (Err(error @ (StoreError::Corrupt | StoreError::Io)), _) => Err(Bad(error.status())),
+            (Err(_), _) => return self.drop_check(env, key),
         };
         check.waiting &= !LOCAL;
         if check.waiting == 0 {
@@ -397,6 +423,7 @@ impl DataCore {
     fn judge(&mut self, env: &mut dyn Env, key: Key) {
         let Some(check) = self.scrubs.checks.remove(key) else { return };
         let (pg, obj, object) = (check.pg, check.obj, check.object);
+        self.queue_next_piece(&check);
         if let Some(obj) = self.objs.get_mut(obj) {
             obj.exclusive = Exclusive::Free;
         }
@@ -423,10 +450,12 @@ impl DataCore {
             wrong += 1;
         }
         self.metrics.scrub_errors.add(wrong);
-        if wrong > 0
-            && let Some(run) = self.scrubs.runs.front_mut()
+        if let Some(run) = self.scrubs.runs.front_mut()
+            && wrong > 0
+            && run.bad != Some(object)
         {
             run.errors += 1;
+            run.bad = Some(object);
         }
         if check.own.is_err() && !self.bug(Bug::ScrubRepairsNothing) {
             self.repair(env, obj);
@@ -434,6 +463,23 @@ impl DataCore {
         self.want_recovery(pg);
         self.report_later(pg);
         self.progress(env, obj);
+    }
+
+    /// After one piece of an object comes the next one with written blocks.
+    fn queue_next_piece(&mut self, check: &Check) {
+        let Ok(own) = check.own else { return };
+        if check.depth == ScrubDepth::Light || own.holds != Holds::Object {
+            return;
+        }
+        let mut from = check.from + SCRUB_PIECE_BLOCKS;
+        while piece(from) != 0 && own.mask & piece(from) == 0 {
+            from += SCRUB_PIECE_BLOCKS;
+        }
+        if let Some(run) = self.scrubs.runs.front_mut().filter(|run| run.pg == check.pg)
+            && piece(from) != 0
+        {
+            run.queue.push_front((check.object, from));
+        }
     }
 
     /// A member's copy of an object is not the primary's.
@@ -480,13 +526,16 @@ impl DataCore {
         pg: Key,
         header: &Header,
     ) {
-        let presence = self.store_ref(at).map_or(Presence::Absent, |store| store.lookup(header.object));
+        let store = self.store_ref(at);
+        let presence = store.map_or(Presence::Absent, |store| store.lookup(header.object));
         if header.blocks == 0 || !matches!(presence, Presence::Live(_)) {
-            return self.answer_verify(env, conn, header, known(presence));
+            let written = store.map_or(0, |store| store.written_mask(header.object));
+            return self.answer_verify(env, conn, header, known(presence, written));
         }
         let key = self.subs.insert(crate::member::SubOp::new(conn, *header, pg, at, env.now()));
+        let ticket = key.tagged(ticket::SUB);
         let read =
-            self.store(at).and_then(|store| store.read_object(env, key.tagged(ticket::SUB), header.object));
+            self.store(at).and_then(|store| store.read_blocks(env, ticket, header.object, header.block));
         if let Err(error) = read {
             self.subs.remove(key);
             self.answer_status(env, conn, header, error.status());

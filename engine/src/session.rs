@@ -284,6 +284,7 @@ impl DataCore {
         };
         header.payload_len = payload.as_ref().map_or(0, IoBuf::len) as u32;
         let bytes = u64::from(op.header.blocks) * wire::BLOCK_BYTES as u64;
+        self.share.earn(now, bytes);
         if let Some(class) = crate::append::class_of(op.kind) {
             self.metrics.op(class).done(status, bytes, op.arrived, now);
         }

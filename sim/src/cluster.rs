@@ -239,6 +239,7 @@ impl Cluster {
                     cluster: Some(CLUSTER),
                     page_cache_bytes: self.options.page_cache_bytes,
                     dirty_objects_max: self.options.dirty_objects_max,
+                    history_changes: self.options.history_changes,
                     planted: self.planted.and_then(Planted::store),
                     eager_reuse: self.options.eager_reuse,
                 },

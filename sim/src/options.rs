@@ -132,6 +132,8 @@ pub struct Options {
     pub eager_reuse: bool,
     /// Each store's checkpoint interval in dirty objects: small ones reach checkpoints often.
     pub dirty_objects_max: u32,
+    /// Changes each slice remembers: short histories leave members to be listed.
+    pub history_changes: usize,
     /// Bytes of each store's page cache.
     pub page_cache_bytes: usize,
     /// How often PGs are scrubbed.
@@ -247,6 +249,7 @@ impl Options {
             faults,
             eager_reuse: rng.coin(),
             dirty_objects_max: rng.weighted((2, 16), &[(1, 200), (1, 65_536)]),
+            history_changes: Stream::new(seed, "history").weighted((2, 65_536), &[(1, 8), (1, 60)]),
             page_cache_bytes: rng.weighted((2, 1 << 20), &[(1, 64 << 10)]),
             scrub: draw_scrub(seed),
         }

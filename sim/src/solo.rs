@@ -620,6 +620,7 @@ pub fn run(seed: u64, planted: Option<store::Bug>, trace: Option<(u64, u64)>) ->
         cluster: None,
         page_cache_bytes: options.page_cache_bytes,
         dirty_objects_max: options.dirty_objects_max,
+        history_changes: store::HISTORY_CHANGES,
         planted,
         eager_reuse: options.eager_reuse,
     };

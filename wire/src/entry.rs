@@ -40,6 +40,34 @@ impl ListEntry {
     }
 }
 
+/// One object that is asked for, in the payload of `SubLookup`: 16 bytes each. The pool is the PG's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LookupEntry {
+    /// Image of the object.
+    pub image: ImageId,
+    /// The object within the image.
+    pub index: u64,
+}
+
+impl LookupEntry {
+    /// Encoded size.
+    pub const BYTES: usize = 16;
+
+    /// Appends the encoded entry.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.image.0.to_le_bytes());
+        out.extend_from_slice(&self.index.to_le_bytes());
+    }
+
+    /// Decodes all entries of a payload; `None` when its length is not a whole number of them.
+    pub fn decode_all(bytes: &[u8]) -> Option<impl Iterator<Item = Self> + '_> {
+        entries(bytes, |entry: &[u8; Self::BYTES]| Self {
+            image: ImageId(u64_at(entry, 0)),
+            index: u64_at(entry, 8),
+        })
+    }
+}
+
 /// A change that was made, in the payload of `SubOrigins` and `ActivateReply`: 40 bytes each. The pool is the
 /// PG's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,9 +112,9 @@ pub struct VerifyEntry {
     pub holds: Holds,
     /// Its version; zero when nothing is held.
     pub version: Version,
-    /// Bit i: block i is written. Zero unless the object was read.
+    /// Bit i: block i is written.
     pub mask: u32,
-    /// CRC-32 of the checksums of the written blocks, in order. Zero unless the object was read.
+    /// CRC-32 of the checksums of the blocks that were read, in order. Zero when none were.
     pub digest: u32,
 }
 
@@ -178,6 +206,16 @@ mod tests {
         assert_eq!(bytes.len(), ListEntry::BYTES);
         assert_eq!(ListEntry::decode_all(&bytes).unwrap().collect::<Vec<_>>(), vec![entry]);
         assert!(ListEntry::decode_all(&bytes[1..]).is_none());
+    }
+
+    #[test]
+    fn lookup_entries_survive_the_wire() {
+        let entry = LookupEntry { image: ImageId(2), index: u64::MAX - 3 };
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes);
+        assert_eq!(bytes.len(), LookupEntry::BYTES);
+        assert_eq!(LookupEntry::decode_all(&bytes).unwrap().collect::<Vec<_>>(), vec![entry]);
+        assert!(LookupEntry::decode_all(&bytes[1..]).is_none());
     }
 
     #[test]

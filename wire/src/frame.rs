@@ -83,7 +83,8 @@ kinds! {
     /// request's `blocks` is 1, with what the member knows of changes made (`OriginEntry`s in the payload);
     /// `blocks` is then 1 if that is all there is to know.
     ActivateReply = 29,
-    /// Primary to member: list a part of the PG's objects from the cursor in `block` on (0: from the start).
+    /// Primary to member: list a part of the PG's objects from the cursor in `block` on (0: from the start);
+    /// only those in the digest buckets whose bits are set in `origin`, if any are.
     List = 30,
     /// Its answer: `ListEntry`s in the payload; `blocks` = 1 when more follow, from the cursor in `block` on;
     /// the version's counter repeats the cursor asked for.
@@ -102,8 +103,8 @@ kinds! {
     SubOrigins = 36,
     /// Its answer.
     SubOriginsReply = 37,
-    /// Primary to member (scrub): what do you hold of `object`? With `blocks` = 1 after reading it whole and
-    /// comparing every block with its checksum.
+    /// Primary to member (scrub): what do you hold of `object`? With `blocks` = 1 after reading the blocks of the
+    /// mask in `block` and comparing each with its checksum.
     SubVerify = 38,
     /// Its answer: one `VerifyEntry` in the payload; the status says `Corrupt` or `Io` when a block is bad.
     SubVerifyReply = 39,
@@ -111,6 +112,16 @@ kinds! {
     Ping = 40,
     /// Its answer.
     Pong = 41,
+    /// Primary to member: tell the digests of the PG.
+    SubDigests = 42,
+    /// Its answer: one 64-bit digest per bucket in the payload.
+    SubDigestsReply = 43,
+    /// Primary to member: what do you hold of these objects? `LookupEntry`s in the payload; `block` numbers
+    /// the question.
+    SubLookup = 44,
+    /// Its answer: `ListEntry`s of those that the member holds something of; the version's counter repeats the
+    /// number.
+    SubLookupReply = 45,
 }
 
 impl FrameKind {
@@ -124,6 +135,9 @@ impl FrameKind {
                 | Self::ActivateReply
                 | Self::SubOrigins
                 | Self::SubVerifyReply
+                | Self::SubDigestsReply
+                | Self::SubLookup
+                | Self::SubLookupReply
         )
     }
 }

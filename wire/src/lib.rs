@@ -15,7 +15,7 @@ pub mod id;
 pub mod status;
 
 pub use crc::{BlockCrcs, block_crc};
-pub use entry::{Holds, ListEntry, OriginEntry, VerifyEntry};
+pub use entry::{Holds, ListEntry, LookupEntry, OriginEntry, VerifyEntry};
 pub use frame::{FrameKind, HEADER_BYTES, Header, HeaderError};
 pub use id::*;
 pub use status::Status;

@@ -111,6 +111,18 @@ const CORE_COUNTERS: &[(&str, &str, CoreNumber)] = &[
     ("lost_memories_total", "PGs that began to serve when nobody knew which changes had been made.", |m| {
         m.memory_lost.get()
     }),
+    ("compared_by_digest_total", "Members found equal to their primary by their digests.", |m| {
+        m.compared_by_digest.get()
+    }),
+    ("compared_by_history_total", "Members whose differences all stood in the primary's history.", |m| {
+        m.compared_by_history.get()
+    }),
+    ("compared_by_list_total", "Members whose objects had to be listed for comparing.", |m| {
+        m.compared_by_list.get()
+    }),
+    ("digest_mismatches_total", "Members whose digests did not fit their lists: a bug, or damage.", |m| {
+        m.digest_mismatches.get()
+    }),
     ("recovered_objects_total", "Object copies made equal to their primary.", |m| m.recovered_objects.get()),
     ("recovered_bytes_total", "Bytes sent to make object copies equal.", |m| m.recovered_bytes.get()),
     ("repaired_objects_total", "Bad own copies rewritten from another member.", |m| m.repaired.get()),

@@ -182,6 +182,14 @@ pub struct CoreMetrics {
     pub recognised: Cell64,
     /// PGs that began to serve when nobody was left who knew which changes had been made.
     pub memory_lost: Cell64,
+    /// Members found equal to their primary by their digests.
+    pub compared_by_digest: Cell64,
+    /// Members whose differences all stood in the primary's history.
+    pub compared_by_history: Cell64,
+    /// Members that had to be listed.
+    pub compared_by_list: Cell64,
+    /// Members whose digests did not fit their lists: a bug, or damage.
+    pub digest_mismatches: Cell64,
     /// Objects pushed to members.
     pub recovered_objects: Cell64,
     /// Bytes pushed to members.

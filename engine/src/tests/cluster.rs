@@ -54,6 +54,8 @@ pub(super) struct Cluster {
     pub(super) closed: BTreeSet<ConnId>,
     request: u64,
     planted: Planted,
+    /// Changes that a slice remembers, from its next start on.
+    pub(super) history_changes: usize,
     /// What a new primary gets.
     pub(super) lease_ms: u64,
     /// Nodes hear of a new record up to this much later, in nanoseconds.
@@ -84,6 +86,7 @@ impl Cluster {
             closed: BTreeSet::new(),
             request: 0,
             planted,
+            history_changes: store::HISTORY_CHANGES,
             lease_ms: 60_000,
             news_ns: 0,
         };
@@ -94,7 +97,7 @@ impl Cluster {
         cluster
     }
 
-    fn prepare(&mut self, node: usize) {
+    pub(super) fn prepare(&mut self, node: usize) {
         let plan = DiskPlan {
             cluster: CLUSTER,
             disk: DiskUuid(node as u128 + 1),
@@ -126,7 +129,11 @@ impl Cluster {
             listen: addr(node),
             slices: vec![self.geometry[&node]],
             metrics: Arc::new(CoreMetrics::new(&[slice(node)])),
-            store: StoreOptions { page_cache_bytes: 1 << 20, ..Default::default() },
+            store: StoreOptions {
+                page_cache_bytes: 1 << 20,
+                history_changes: self.history_changes,
+                ..Default::default()
+            },
             scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,
             planted: self.planted,
         };

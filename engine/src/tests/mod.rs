@@ -4,6 +4,7 @@ mod cluster;
 mod data;
 mod failover;
 mod origins;
+mod peering;
 mod random;
 mod refusals;
 mod returning;

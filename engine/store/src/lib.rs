@@ -6,8 +6,9 @@
 //! holds its record and its data is; a *checkpoint* moves what the log says into object pages.
 //!
 //! It may know `wire` and `reactor`'s traits. Start reading at `types` (what callers see), then `write`
-//! (commits), `overlay` (what the log says that pages do not yet say), `checkpoint`, `open`. The bytes on
-//! disk are owned by `superblock`, `page` and `commit`; `docs/disk-format.md` tells the same to people.
+//! (commits), `overlay` (what the log says that pages do not yet say), `checkpoint`, `open`; `groups` is what copies
+//! are compared by. The bytes on disk are owned by `superblock`, `page` and `commit`; `docs/disk-format.md`
+//! tells the same to people.
 
 mod alloc;
 mod bytes;
@@ -15,6 +16,7 @@ mod cache;
 pub mod check;
 mod checkpoint;
 pub mod commit;
+mod groups;
 mod index;
 mod lists;
 mod open;
@@ -29,6 +31,7 @@ mod types;
 mod write;
 
 pub use check::{CheckOptions, CheckReport, Finding, ReadAt, Repair, Severity, SliceReport};
+pub use groups::{DIGEST_BUCKETS, Digests, Group, GroupOf, HINTS_MAX, HISTORY_CHANGES, bucket_of, digest_of};
 pub use planted::Bug;
 pub use store::SliceStore;
 pub use superblock::{DiskPlan, DiskSuper, PrepareError, SliceEntry, SliceSuper, SuperError};

@@ -91,6 +91,10 @@ impl Overlay {
     pub(crate) fn objects(&self) -> usize {
         self.heads.len()
     }
+    /// The slot of the n-th changed object.
+    pub(crate) fn slot_at(&self, n: usize) -> Option<u32> {
+        self.heads.get(n).map(|head| head.slot)
+    }
     /// Changed blocks.
     pub(crate) fn entries(&self) -> usize {
         self.entries

@@ -164,7 +164,18 @@ impl SliceStore {
         ticket: u64,
         object: ObjectId,
     ) -> Result<(), StoreError> {
-        self.begin_read(env, ticket, object, u32::MAX, true)
+        self.read_blocks(env, ticket, object, u32::MAX)
+    }
+
+    /// The same for those of its blocks whose bits are set in `mask`.
+    pub fn read_blocks(
+        &mut self,
+        env: &mut dyn Env,
+        ticket: u64,
+        object: ObjectId,
+        mask: u32,
+    ) -> Result<(), StoreError> {
+        self.begin_read(env, ticket, object, mask, true)
     }
 
     fn begin_read(

@@ -8,6 +8,7 @@ use wire::{BLOCK_BYTES, ObjectId};
 use crate::alloc::Bitmap;
 use crate::cache::{Cache, Lookup, PageTable};
 use crate::checkpoint::Checkpoint;
+use crate::groups::Groups;
 use crate::index::Index;
 use crate::open::Opening;
 use crate::overlay::Overlay;
@@ -84,6 +85,7 @@ pub struct SliceStore {
     pub(crate) blocks: u64,
     pub(crate) space: Bitmap,
     pub(crate) index: Index,
+    pub(crate) groups: Groups,
     pub(crate) active: Overlay,
     pub(crate) frozen: Overlay,
     pub(crate) table: PageTable,
@@ -139,6 +141,7 @@ impl SliceStore {
             blocks,
             space: Bitmap::new(blocks, 2),
             index: Index::new(blocks),
+            groups: Groups::new(options.history_changes),
             active: Overlay::new(),
             frozen: Overlay::new(),
             table: PageTable::new(),
@@ -322,7 +325,8 @@ impl SliceStore {
             in_flight: (self.ops.kinds.len() - self.ops.free.len() + self.ops.backlog.len()) as u64,
             reads: self.reads.in_progress() as u64,
             corrupt: self.counters.corrupt,
-            index_bytes: (self.index.bytes() + self.space.bytes() + self.table.bytes()) as u64,
+            index_bytes: (self.index.bytes() + self.groups.bytes() + self.space.bytes() + self.table.bytes())
+                as u64,
             overlay_bytes: (self.active.bytes() + self.frozen.bytes()) as u64,
             cache_bytes: self.cache.bytes() as u64,
             log_blocks: (self.active.log_blocks.len() + self.frozen.log_blocks.len()) as u64,

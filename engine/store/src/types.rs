@@ -60,6 +60,8 @@ pub struct StoreOptions {
     /// Objects changed since the last checkpoint that start the next one at the latest. More means fewer
     /// page writes per client write on a large working set, and about 60 bytes of memory each.
     pub dirty_objects_max: u32,
+    /// Changes remembered as hints for comparing copies (`groups`), 8 bytes each.
+    pub history_changes: usize,
     /// A deliberate bug.
     #[cfg(feature = "planted")]
     pub planted: Option<crate::planted::Bug>,
@@ -75,6 +77,7 @@ impl Default for StoreOptions {
             cluster: None,
             page_cache_bytes: 16 << 20,
             dirty_objects_max: 65_536,
+            history_changes: crate::groups::HISTORY_CHANGES,
             #[cfg(feature = "planted")]
             planted: None,
             #[cfg(feature = "planted")]

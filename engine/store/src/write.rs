@@ -265,6 +265,7 @@ impl SliceStore {
         };
         self.admit(need, data_blocks as u64)?;
         self.make_room(env, data_blocks)?;
+        let before = slot.map_or(Presence::Absent, |slot| self.index.presence(slot));
         let slot = match slot {
             Some(slot) => slot,
             None => self.index.insert(m.object).ok_or(StoreError::NoSpace)?,
@@ -275,6 +276,7 @@ impl SliceStore {
         let placed = self.place_data(m.data, &mut runs);
         if placed.is_ok() {
             self.note(&m, slot, had, &runs);
+            self.groups.changed(slot, m.object, before, self.index.presence(slot));
         }
         self.runs = Some(runs);
         placed
