@@ -144,7 +144,10 @@ impl DataCore {
                 self.scrubs.runs.pop_front();
                 continue;
             };
-            let ready = primary.phase == Phase::Active && !primary.superseded && self.lease_holds(env);
+            // A copy that cannot be asked now would be passed over: its member comes back, or the epoch ends.
+            let all_here = primary.members.iter().all(|m| m.link == Link::Up && m.desynced.is_none());
+            let active = primary.phase == Phase::Active && !primary.superseded;
+            let ready = active && all_here && self.lease_holds(env);
             if self.life != Life::Running || !ready {
                 return;
             }
@@ -162,8 +165,14 @@ impl DataCore {
             }
             let next = self.scrubs.runs.front_mut().and_then(|run| run.queue.pop_front());
             if let Some((object, from)) = next {
-                self.start_check(env, key, object, from);
-                continue;
+                if self.start_check(env, key, object, from) {
+                    continue;
+                }
+                // Recovery or a purge has it. Their end is an event; then it is asked for again.
+                if let Some(run) = self.scrubs.runs.front_mut() {
+                    run.queue.push_back((object, from));
+                }
+                return;
             }
             match source {
                 Source::Own(cursor) => self.scrub_own_page(key, cursor),
@@ -249,13 +258,13 @@ impl DataCore {
         };
     }
 
-    /// Begins the check of a piece of an object, unless recovery or a purge has it.
-    fn start_check(&mut self, env: &mut dyn Env, pg: Key, object: ObjectId, from: u32) {
-        let Some(depth) = self.scrubs.runs.front().map(|run| run.depth) else { return };
-        let Some(obj_key) = self.obj_entry(pg, object) else { return };
-        let Some(obj) = self.objs.get_mut(obj_key) else { return };
+    /// Begins the check of a piece of an object; false when recovery or a purge has it.
+    fn start_check(&mut self, env: &mut dyn Env, pg: Key, object: ObjectId, from: u32) -> bool {
+        let Some(depth) = self.scrubs.runs.front().map(|run| run.depth) else { return true };
+        let Some(obj_key) = self.obj_entry(pg, object) else { return true };
+        let Some(obj) = self.objs.get_mut(obj_key) else { return true };
         if obj.exclusive != Exclusive::Free {
-            return self.drop_idle(obj_key);
+            return false;
         }
         let (asked, waiting) = (false, 0);
         let (own, members) = (Ok(VerifyEntry::default()), Vec::new());
@@ -267,6 +276,7 @@ impl DataCore {
             self.metrics.scrubbed_objects.add(1);
         }
         self.step_check(env, key);
+        true
     }
 
     /// A change of the object ended: a check may have waited for that.

@@ -35,6 +35,8 @@ fn focus_of(bug: Planted) -> Focus {
             Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
             Engine::ScrubRepairsNothing => Focus::Decay,
             Engine::ScrubWithoutHold => Focus::Breaks,
+            // It takes more objects than a short history holds.
+            Engine::TrustHistory => Focus::None,
             _ => Focus::Churn,
         },
         Planted::Control(Control::PickStalePrimary) => Focus::Churn,

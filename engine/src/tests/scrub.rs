@@ -156,3 +156,28 @@ fn a_scrub_outlives_a_members_connection_and_ends_with_the_epoch() {
     assert_eq!(scrub(&mut c, ScrubDepth::Deep).errors, 0, "the next one goes through without the member");
     assert_eq!(c.record.acting, [slice(0), slice(2)]);
 }
+
+#[test]
+fn a_scrub_waits_for_a_member_that_is_away_for_a_moment() {
+    let (mut c, _) = ready(9);
+    rot(&mut c, 2, 7);
+    c.world.borrow_mut().break_between(0, 2);
+    assert_eq!(scrub(&mut c, ScrubDepth::Deep).errors, 1, "its copies are not passed over");
+    assert_eq!(scrub(&mut c, ScrubDepth::Deep).errors, 0);
+}
+
+#[test]
+fn every_piece_of_an_object_is_read() {
+    for block in [0, 7, 8, 15, 23, 31] {
+        let (mut c, conn) = ready(10);
+        c.put(conn, 100, 3, 200);
+        c.put(conn, 100, block, 201);
+        for node in 0..3 {
+            rot(&mut c, node, 201);
+            let found = scrub(&mut c, ScrubDepth::Deep);
+            assert_eq!((found.errors, found.objects), (1, 21), "block {block} on node {node}");
+            c.wait("mended", |c| scrub(c, ScrubDepth::Deep).errors == 0);
+        }
+        assert_eq!((c.get(conn, 100, 3), c.get(conn, 100, block)), (200, 201));
+    }
+}
