@@ -3,6 +3,7 @@
 use super::cluster::{Cluster, PG, object, slice};
 use crate::PgState;
 use crate::msg::{CoreMsg, ScrubReport};
+use crate::pg::Link;
 use crate::planted::Planted;
 use placement::ScrubDepth;
 use reactor::{ConnId, Env};
@@ -162,6 +163,10 @@ fn a_scrub_waits_for_a_member_that_is_away_for_a_moment() {
     let (mut c, _) = ready(9);
     rot(&mut c, 2, 7);
     c.world.borrow_mut().break_between(0, 2);
+    c.wait("the connection is gone", |c| {
+        let mut primaries = c.nodes[&0].core.pgs.iter().filter_map(|(_, pg)| pg.primary.as_deref());
+        primaries.any(|primary| primary.members.iter().any(|member| member.link == Link::Down))
+    });
     assert_eq!(scrub(&mut c, ScrubDepth::Deep).errors, 1, "its copies are not passed over");
     assert_eq!(scrub(&mut c, ScrubDepth::Deep).errors, 0);
 }
