@@ -162,6 +162,8 @@ fn a_scrub_outlives_a_members_connection_and_ends_with_the_epoch() {
 fn a_scrub_waits_for_a_member_that_is_away_for_a_moment() {
     let (mut c, _) = ready(9);
     rot(&mut c, 2, 7);
+    // Long enough after the last client for the scrub to begin at once.
+    c.pass(50);
     c.world.borrow_mut().break_between(0, 2);
     c.wait("the connection is gone", |c| {
         let mut primaries = c.nodes[&0].core.pgs.iter().filter_map(|(_, pg)| pg.primary.as_deref());
