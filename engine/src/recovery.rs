@@ -14,7 +14,7 @@ use crate::slab::Key;
 use reactor::{Env, Frame, IoBuf, Mono};
 use std::ops::Bound;
 use store::{ObjectData, Presence, StoreError};
-use wire::frame::FLAG_RECOVERY;
+use wire::frame::{FLAG_BACKGROUND, FLAG_RECOVERY};
 use wire::{BLOCK_BYTES, BlockCrcs, FrameKind, Header, ObjectId, Status};
 
 /// How far a heal is.
@@ -315,6 +315,9 @@ impl DataCore {
         };
         let mut header = Header::new(kind, key.tagged(request::PUSH));
         header.flags = FLAG_RECOVERY;
+        if heal.background && !member.in_sync {
+            header.flags |= FLAG_BACKGROUND;
+        }
         header.pg = pg.id;
         header.epoch = primary.epoch;
         header.object = heal.object;
@@ -377,6 +380,7 @@ impl DataCore {
                 for at in covered {
                     self.bits_done(env, at, bit);
                 }
+                self.note_room(pg, index, Status::Ok);
                 self.teach_members(env, pg);
                 self.check_in_sync(pg);
                 if last {
@@ -396,7 +400,9 @@ impl DataCore {
             }
             Status::ShuttingDown => {}
             status => {
-                tracing::warn!(%object, slice = %header.slice, %status, "member cannot take an object");
+                if status != Status::NoSpace || !member.too_full {
+                    tracing::warn!(%object, slice = %header.slice, %status, "member cannot take an object");
+                }
                 heal.targets &= !bit;
                 let last = heal.targets == 0;
                 member.retry_at = now.plus_ms(RECOVERY_RETRY_MS);
@@ -406,6 +412,7 @@ impl DataCore {
                     Status::NoSpace if in_sync => self.desync(pg, index, false),
                     _ => {}
                 }
+                self.note_room(pg, index, status);
                 if last {
                     self.end_heal(env, key, status);
                 }
@@ -496,18 +503,6 @@ impl DataCore {
         }
     }
 
-    /// Puts a PG in the background's round if it has something to recover.
-    pub(crate) fn want_recovery(&mut self, key: Key) {
-        if let Some(primary) = self.primary_mut(key)
-            && !primary.in_recovery
-            && primary.phase == Phase::Active
-            && primary.members.iter().any(|member| !member.missing.is_empty())
-        {
-            primary.in_recovery = true;
-            self.recovering.push_back(key);
-        }
-    }
-
     /// PGs whose members paused, or whose links came back, join the round again.
     pub(crate) fn resume_recovery(&mut self) {
         let keys: Vec<Key> =
@@ -523,10 +518,7 @@ impl DataCore {
         self.retry_heals(env);
         let bound = if self.ops.len() > 0 { RECOVERY_PARALLEL_BUSY } else { RECOVERY_PARALLEL };
         while self.heals_background < bound {
-            let Some(key) = self.recovering.pop_front() else { return };
-            if let Some(primary) = self.primary_mut(key) {
-                primary.in_recovery = false;
-            }
+            let Some(key) = self.next_in_round() else { return };
             let started = match self.next_missing(env.now(), key) {
                 Some(object) => match self.obj_entry(key, object) {
                     Some(obj) => {

@@ -4,6 +4,7 @@ mod cluster;
 mod data;
 mod failover;
 mod origins;
+mod priority;
 mod random;
 mod refusals;
 mod returning;
