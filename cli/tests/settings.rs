@@ -114,5 +114,5 @@ fn scrubs_follow_their_pool_s_new_plan_and_noscrub_stops_those_by_schedule() {
     assert_eq!(scrubbed(), 1);
     cluster.ok(&["unset", "noscrub"]);
     wait_until("all to be scrubbed", || scrubbed() == 8);
-    assert!(cluster.ok(&["pool", "ls"]).contains("every 24 h  never"), "{}", cluster.ok(&["pool", "ls"]));
+    assert!(cluster.ok(&["pool", "ls"]).contains("every 24 h   never"), "{}", cluster.ok(&["pool", "ls"]));
 }
