@@ -59,6 +59,8 @@ pub struct FleetPlan {
 pub struct FleetNode {
     /// Its number.
     pub id: NodeId,
+    /// Its host's name.
+    pub host: String,
     /// Its directory.
     pub dir: PathBuf,
     /// Its disk.
@@ -113,7 +115,8 @@ impl Fleet {
                     .args(["--slices", &plan.slices.to_string()])
                     .args(["--cluster-id", &cluster.to_string()]),
             )?;
-            nodes.push(FleetNode { id, dir, disk, control, addresses: None, child: None });
+            let host = format!("host{id}");
+            nodes.push(FleetNode { id, host, dir, disk, control, addresses: None, child: None });
         }
         Ok(Self { cluster, nodes, plan })
     }
@@ -137,7 +140,7 @@ impl Fleet {
         }
         command
             .args(["--id", &node.id.to_string()])
-            .args(["--host", &format!("host{}", node.id)])
+            .args(["--host", &node.host])
             .args(["--http", "127.0.0.1:0"])
             .arg("--data-dir")
             .arg(&node.dir)

@@ -7,14 +7,15 @@ use crate::cmd::Global;
 use crate::deadline::Deadline;
 use crate::error::CliError;
 use client::{AdminDone, AdminError, ImageHandle, IoDone, Op, OpenMode, Options, SubmitError};
-use control::admin::{self, Keys, PoolSpec};
+use control::admin::change::{self, PoolChange};
+use control::admin::{self, Keys, PoolSpec, nodes};
 use drystone::Client;
-use placement::{Image, Pool, ScrubDepth, key};
+use placement::{DrainScope, Image, Pool, ScrubDepth, Settings, key};
 use serde::de::DeserializeOwned;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 use wire::control::{Change, Compare, KeyValue, MetaReply, MetaRequest, Write};
-use wire::{ImageId, PgId, Revision};
+use wire::{ImageId, NodeId, PgId, Revision};
 
 /// Keys asked for in one request: an answer of this many small records fits a control frame.
 const RANGE_ITEMS: u32 = 1000;
@@ -192,6 +193,42 @@ impl Cluster {
     pub fn remove_pool(&mut self, name: &str) -> Result<(), CliError> {
         self.change("the pool", &admin::reads_remove_pool(), |keys| {
             admin::remove_pool(keys, name).map(|request| ((), request))
+        })
+    }
+
+    /// Changes a pool.
+    pub fn change_pool(&mut self, name: &str, how: &PoolChange) -> Result<Pool, CliError> {
+        self.change("the pool", &change::reads_change_pool(), |keys| change::change_pool(keys, name, how))
+    }
+
+    /// What is set for the whole cluster.
+    pub fn settings(&mut self) -> Result<Settings, CliError> {
+        Ok(self.get(key::SETTINGS)?.map(|(settings, _)| settings).unwrap_or_default())
+    }
+
+    /// Changes what is set for the whole cluster.
+    pub fn change_settings(&mut self, how: impl Fn(&mut Settings)) -> Result<Settings, CliError> {
+        self.change("the settings", &change::reads_settings(), |keys| change::change_settings(keys, &how))
+    }
+
+    /// Begins a node's drain.
+    pub fn drain_node(&mut self, node: NodeId, scope: DrainScope) -> Result<(), CliError> {
+        self.change("the node", &nodes::reads_drain(), |keys| {
+            nodes::drain_node(keys, node, scope, wall_ms()).map(|request| ((), request))
+        })
+    }
+
+    /// Ends a node's drain.
+    pub fn undrain_node(&mut self, node: NodeId) -> Result<(), CliError> {
+        self.change("the node", &nodes::reads_drain(), |keys| {
+            nodes::undrain_node(keys, node).map(|request| ((), request))
+        })
+    }
+
+    /// Forgets a node that is gone.
+    pub fn remove_node(&mut self, node: NodeId) -> Result<(), CliError> {
+        self.change("the node", &nodes::reads_remove_node(node), |keys| {
+            nodes::remove_node(keys, node).map(|request| ((), request))
         })
     }
 

@@ -3,7 +3,7 @@
 
 use crate::cluster::{Cluster, decode};
 use crate::error::CliError;
-use placement::{Image, Live, Node, NodeStats, PgRecord, Pool, key};
+use placement::{Drain, DrainScope, Image, Live, Node, NodeStats, PgRecord, Pool, Settings, key};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -37,6 +37,8 @@ pub struct NodeStatus {
     pub control: SocketAddr,
     /// Whether it is live.
     pub up: bool,
+    /// What it is drained of.
+    pub drain: Option<DrainScope>,
     /// Its software.
     pub version: String,
     /// Its data cores.
@@ -66,6 +68,8 @@ pub struct PoolStatus {
     pub active: u32,
     /// Those that have every copy.
     pub clean: u32,
+    /// Those whose recovery waits for space.
+    pub too_full: u32,
     /// Object copies still to be recovered.
     pub missing: u64,
     /// Images in it.
@@ -112,13 +116,18 @@ pub struct ClusterStatus {
 struct Raw {
     nodes: Vec<Node>,
     live: BTreeMap<NodeId, Live>,
+    drains: BTreeMap<NodeId, Drain>,
+    settings: Settings,
     stats: BTreeMap<NodeId, NodeStats>,
     pools: Vec<Pool>,
     images: Vec<Image>,
     pgs: Vec<(wire::PgId, PgRecord)>,
 }
 
-fn by_node<T: serde::de::DeserializeOwned>(items: &[KeyValue]) -> Result<BTreeMap<NodeId, T>, CliError> {
+/// Values of keys that end with a node's number.
+pub(crate) fn by_node<T: serde::de::DeserializeOwned>(
+    items: &[KeyValue],
+) -> Result<BTreeMap<NodeId, T>, CliError> {
     let pairs = items.iter().filter_map(|item| key::parse_node(&item.key).map(|node| (node, item)));
     pairs.map(|(node, item)| Ok((node, decode(item)?))).collect()
 }
@@ -128,6 +137,8 @@ impl Raw {
         Ok(Self {
             nodes: cluster.list(key::NODES)?,
             live: by_node(&cluster.range(key::LIVE)?)?,
+            drains: by_node(&cluster.range(key::DRAINS)?)?,
+            settings: cluster.settings()?,
             stats: by_node(&cluster.range(key::STATS)?)?,
             pools: cluster.pools()?,
             images: cluster.images()?,
@@ -151,6 +162,7 @@ impl Raw {
             host: node.host.clone(),
             control: node.control,
             up: self.live.contains_key(&node.id),
+            drain: self.drains.get(&node.id).map(|drain| drain.scope),
             version: node.version.clone(),
             cores: node.cores.len(),
             slices: node.disks.iter().map(|disk| disk.slices.len()).sum(),
@@ -191,6 +203,7 @@ impl ClusterStatus {
                 pgs: pool.pg_count,
                 active: 0,
                 clean: 0,
+                too_full: 0,
                 missing: 0,
                 images: raw.images.iter().filter(|image| image.pool == pool.id).count(),
             };
@@ -204,6 +217,7 @@ impl ClusterStatus {
                 let has = |flag: &str| state.split('+').any(|part| part == flag);
                 status.active += u32::from(has("active"));
                 status.clean += u32::from(has("active") && has("clean"));
+                status.too_full += u32::from(has("toofull"));
                 status.missing += stat.map_or(0, |stat| stat.missing);
                 pgs.objects += stat.map_or(0, |stat| stat.objects);
                 *pgs.by_state.entry(state).or_default() += 1;
@@ -288,12 +302,34 @@ fn judge(nodes: &[NodeStatus], pools: &[PoolStatus], raw: &Raw) -> (Health, Vec<
             found(Health::Warning, format!("node {} ({}) is down", node.id, node.host));
         }
     }
+    for node in nodes {
+        if let Some(scope) = node.drain {
+            let what = match scope {
+                DrainScope::Primaries => "its primaries",
+                DrainScope::Everything => "its primaries and copies",
+            };
+            found(Health::Warning, format!("node {} ({}) is drained of {what}", node.id, node.host));
+        }
+    }
+    for flag in flags(&raw.settings) {
+        found(Health::Warning, format!("{flag} is set"));
+    }
+    for (health, problem) in fullness(raw) {
+        found(health, problem);
+    }
     for (node, stats) in &raw.stats {
         for (slice, stat) in stats.slices.iter().filter(|(_, stat)| stat.state.starts_with("failed")) {
             found(Health::Warning, format!("slice {slice} of node {node}: {}", stat.state));
         }
     }
     for pool in pools {
+        if pool.too_full > 0 {
+            let problem = format!(
+                "pool {}: recovery of {} PG(s) waits for space on slices that are too full for it",
+                pool.name, pool.too_full
+            );
+            found(Health::Warning, problem);
+        }
         if pool.active < pool.pgs {
             let missing = pool.pgs - pool.active;
             found(Health::Error, format!("pool {}: {missing} PG(s) do not serve", pool.name));
@@ -314,6 +350,44 @@ fn judge(nodes: &[NodeStatus], pools: &[PoolStatus], raw: &Raw) -> (Health, Vec<
     (health, problems)
 }
 
+/// The names of the flags that are set.
+fn flags(settings: &Settings) -> impl Iterator<Item = &'static str> {
+    let all = [
+        (settings.norecover, "norecover"),
+        (settings.norebalance, "norebalance"),
+        (settings.noscrub, "noscrub"),
+    ];
+    all.into_iter().filter_map(|(set, name)| set.then_some(name))
+}
+
+/// What is to be said of slices above a threshold: a line for each threshold, and an error only for the last.
+fn fullness(raw: &Raw) -> Vec<(Health, String)> {
+    let Settings { nearfull_percent, backfillfull_percent, full_percent, .. } = raw.settings;
+    let levels = [
+        (full_percent, Health::Error, "full: writes that need more space fail"),
+        (backfillfull_percent, Health::Warning, "too full for recovery in the background"),
+        (nearfull_percent, Health::Warning, "nearly full"),
+    ];
+    let mut found: Vec<Vec<String>> = vec![Vec::new(); levels.len()];
+    for (node, stats) in &raw.stats {
+        for (slice, stat) in &stats.slices {
+            let reached =
+                levels.iter().position(|level| Settings::reaches(stat.used_bytes, stat.size_bytes, level.0));
+            if let Some(names) = reached.and_then(|level| found.get_mut(level)) {
+                let percent = u128::from(stat.used_bytes) * 100 / u128::from(stat.size_bytes.max(1));
+                names.push(format!("{slice} of node {node} ({percent}%)"));
+            }
+        }
+    }
+    let line = |((percent, health, what), names): ((u8, Health, &str), &Vec<String>)| {
+        let first = names.first()?;
+        let others = names.len() - 1;
+        let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+        Some((health, format!("slice {first}{more} reached {percent}%, {what}")))
+    };
+    levels.into_iter().zip(&found).filter_map(line).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,7 +400,12 @@ mod tests {
         let record = PgRecord { epoch: Epoch(3), primary: Some(SliceId(1)), ..PgRecord::default() };
         Raw {
             nodes: Vec::new(),
-            live: BTreeMap::from([(NodeId(1), Live { session: SessionId(1), failed: Vec::new() })]),
+            live: BTreeMap::from([(
+                NodeId(1),
+                Live { session: SessionId(1), failed: Vec::new(), full: Vec::new(), leaving: false },
+            )]),
+            drains: BTreeMap::new(),
+            settings: Settings::default(),
             stats: BTreeMap::from([(
                 NodeId(1),
                 NodeStats { pgs: BTreeMap::from([("1.0".into(), stat)]), slices: BTreeMap::new() },
@@ -360,6 +439,32 @@ mod tests {
         let status = ClusterStatus::of(ClusterId(1), &raw("active+degraded", 3));
         assert!(status.is_active() && !status.is_clean());
         assert_eq!((status.health, status.pgs.missing), (Health::Warning, 2));
+    }
+
+    #[test]
+    fn drains_flags_and_full_slices_are_told() {
+        let mut raw = raw("active+recovering+toofull", 3);
+        raw.settings.norecover = true;
+        let slices = &mut raw.stats.get_mut(&NodeId(1)).unwrap().slices;
+        for (slice, used_bytes) in [("1", 84), ("2", 86), ("3", 87), ("4", 92)] {
+            let stat = placement::SliceStat { size_bytes: 100, used_bytes, ..Default::default() };
+            slices.insert(slice.into(), stat);
+        }
+        let status = ClusterStatus::of(ClusterId(1), &raw);
+        assert_eq!(status.health, Health::Warning);
+        assert_eq!(
+            status.problems,
+            [
+                "norecover is set",
+                "slice 4 of node 1 (92%) reached 90%, too full for recovery in the background",
+                "slice 2 of node 1 (86%) and 1 more reached 85%, nearly full",
+                "pool p: recovery of 1 PG(s) waits for space on slices that are too full for it",
+                "pool p: 1 PG(s) lack copies, 2 object copies to recover",
+            ]
+        );
+        raw.settings.full_percent = 92;
+        let status = ClusterStatus::of(ClusterId(1), &raw);
+        assert_eq!(status.health, Health::Error, "{:?}", status.problems);
     }
 
     #[test]

@@ -77,6 +77,27 @@ fn trims_and_flushes_are_performed() {
 }
 
 #[test]
+fn a_full_cluster_is_an_error_or_waited_for_as_the_job_says() {
+    let cluster = TestCluster::with_image(1, 256 << 20);
+    for (name, value) in [("nearfull", "3%"), ("backfillfull", "3%"), ("full", "3%")] {
+        cluster.ok(&["set", name, value]);
+    }
+    let job = ["--image=i", "--rw=write", "--bs=1m", "--iodepth=2", "--time_based", "--runtime=60"];
+    let flag = cluster.fleet.cluster_flag();
+    let output = fio(&flag, &job);
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), common::said(&output));
+    assert!(!output.status.success() && text.contains("No space left"), "{text}");
+    // One that waits gets through when the threshold is raised.
+    let waits = [&["--image=i", "--rw=write", "--bs=1m", "--iodepth=2"][..], &["--full=wait"]].concat();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| fio(&flag, &waits));
+        cluster.ok(&["unset", "full"]);
+        let output = waiting.join().unwrap();
+        assert!(output.status.success(), "{}", common::said(&output));
+    });
+}
+
+#[test]
 fn mistakes_are_explained() {
     let cluster = TestCluster::with_image(1, 8 << 20);
     let flag = cluster.fleet.cluster_flag();
@@ -84,6 +105,7 @@ fn mistakes_are_explained() {
         (flag.as_str(), ["--image=nope", "--rw=read"], "cannot open image nope: no such image"),
         (flag.as_str(), ["--rw=read", "--bs=4k"], "--image is missing"),
         ("nonsense", ["--image=i", "--rw=read"], "--cluster=nonsense"),
+        (flag.as_str(), ["--image=i", "--full=never"], "--full must be error or wait, not never"),
         (flag.as_str(), ["--image=i", "--bs=512"], "multiples of 4096"),
     ] {
         let output = fio(cluster, &args);

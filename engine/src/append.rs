@@ -383,6 +383,9 @@ impl DataCore {
             let status = if self.lease_holds(env) { Status::Ok } else { Status::NotActive };
             return self.fail(env, key, status);
         }
+        if self.is_full_for(primary, kind, &op.header, op.mask) {
+            return self.fail(env, key, Status::NoSpace);
+        }
         let version = match (kind, presence) {
             (OpKind::Purge, Presence::Tombstone(version)) => version,
             (OpKind::Purge, _) => return self.fail(env, key, Status::NotFound),

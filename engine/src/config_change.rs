@@ -207,7 +207,7 @@ impl DataCore {
                 reported: None,
                 reported_at: Mono(0),
                 report_due: false,
-                in_recovery: false,
+                in_recovery: None,
                 in_purging: false,
             }));
         }

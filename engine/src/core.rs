@@ -8,6 +8,7 @@ use crate::op::{Obj, Op};
 use crate::peer::Peer;
 use crate::pg::{Pg, Primary};
 use crate::planted::Bug;
+use crate::priority::{Decreed, Round};
 use crate::recovery::Heal;
 use crate::scrub::Scrubs;
 use crate::session::{Conn, Sessions};
@@ -88,8 +89,8 @@ pub struct DataCore {
     pub(crate) tracking: VecDeque<usize>,
     /// PGs whose own list is being read or swept, in turn.
     pub(crate) scans: VecDeque<Key>,
-    /// PGs with something to recover, in turn.
-    pub(crate) recovering: VecDeque<Key>,
+    pub(crate) recovering: Round,
+    pub(crate) decreed: Decreed,
     /// PGs with tombstones to purge, in turn.
     pub(crate) purging: VecDeque<Key>,
     pub(crate) seq: u64,
@@ -139,7 +140,8 @@ impl DataCore {
             share: Share::new(),
             tracking: VecDeque::new(),
             scans: VecDeque::new(),
-            recovering: VecDeque::new(),
+            recovering: Round::default(),
+            decreed: Decreed::default(),
             purging: VecDeque::new(),
             seq: 0,
             outbox: VecDeque::new(),
@@ -267,6 +269,8 @@ impl DataCore {
                 self.process = Some(session);
                 self.reconsider_all(env);
             }
+            CoreMsg::Settings(settings) => self.decreed.settings = settings,
+            CoreMsg::Full { slices } => self.decreed.full = slices,
             CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
             CoreMsg::Stop => self.stop(env),
             other => tracing::warn!(?other, "a data core got a message meant for the control core"),

@@ -8,8 +8,8 @@
 //!
 //! It may know `wire`, `placement`, `store` and `reactor`'s traits. Start reading at `core` (tables, routing),
 //! then `append`, `commit` and `read` (the data path), `member` (the other side), `origins` (changes sent
-//! again), `config_change`, `activate`, `peering` and `listing` (from record to serving), `recovery`, `purge`
-//! and `scrub` (the background), which `share` keeps from getting in clients' way.
+//! again), `config_change`, `activate`, `peering` and `listing` (from record to serving), `recovery`, `priority`,
+//! `purge` and `scrub` (the background), which `share` keeps from getting in clients' way.
 
 mod activate;
 mod append;
@@ -28,6 +28,7 @@ mod peer;
 mod peering;
 mod pg;
 pub mod planted;
+mod priority;
 mod purge;
 mod read;
 mod recovery;

@@ -148,6 +148,9 @@ impl DataCore {
                 }
                 self.confirm_again(env, conn, at, &header);
             }
+            Verdict::Apply if self.is_backfill_refused(at, &header) => {
+                self.answer_status(env, conn, &header, Status::NoSpace);
+            }
             Verdict::Apply => self.apply(env, conn, at, pg, presence, frame),
         }
     }

@@ -3,8 +3,9 @@
 //! Control only: no client data takes this way. The mesh's `Box<dyn Any + Send>` holds the `CoreMsg`
 //! itself: `into_mesh` and `from_mesh` are the two ends.
 
-use placement::{PgRecord, Pool, ScrubDepth};
+use placement::{PgRecord, Pool, ScrubDepth, Settings};
 use reactor::{MeshMsg, Mono};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use wire::{Epoch, NodeId, PgId, Revision, SessionId, SliceId};
 
@@ -84,6 +85,13 @@ pub enum CoreMsg {
     Identity {
         /// This process.
         session: SessionId,
+    },
+    /// What an administrator has set for the whole cluster. Defaults hold until this comes.
+    Settings(Settings),
+    /// The slices of the cluster that are so full that clients may put nothing more on them.
+    Full {
+        /// All of them; replaces what was said before.
+        slices: BTreeSet<SliceId>,
     },
     /// Compare the copies of a PG whose primary is here; `Scrubbed` follows unless its record changes.
     Scrub {

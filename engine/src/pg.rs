@@ -7,6 +7,7 @@
 
 use crate::msg::{Member, PgUpdate};
 use crate::origins::Origins;
+use crate::priority::Urgency;
 use crate::report::PgState;
 use crate::slab::Key;
 use reactor::{ConnId, Mono};
@@ -139,6 +140,8 @@ pub(crate) struct MemberState {
     pub(crate) next: Option<ObjectId>,
     /// Background recovery pauses until then after a failure.
     pub(crate) retry_at: Mono,
+    /// Its slice has no room for what recovery brings in the background.
+    pub(crate) too_full: bool,
     /// It refused something it should have been able to do; reported, a new epoch is due. The flag says
     /// whether its store failed altogether.
     pub(crate) desynced: Option<bool>,
@@ -163,6 +166,7 @@ impl MemberState {
             missing: BTreeSet::new(),
             next: None,
             retry_at: Mono(0),
+            too_full: false,
             desynced: None,
             announced: false,
             taught: Taught::No,
@@ -215,8 +219,8 @@ pub(crate) struct Primary {
     pub(crate) reported_at: Mono,
     /// Whether a report waits for its interval.
     pub(crate) report_due: bool,
-    /// In the core's list of PGs with something to recover.
-    pub(crate) in_recovery: bool,
+    /// In the core's round of PGs with something to recover, and in which queue.
+    pub(crate) in_recovery: Option<Urgency>,
     /// In the core's list of PGs with tombstones to purge.
     pub(crate) in_purging: bool,
 }

@@ -15,7 +15,7 @@ use crate::slab::Key;
 use reactor::{Env, Frame, IoBuf, Mono};
 use std::ops::Bound;
 use store::{ObjectData, Presence, StoreError};
-use wire::frame::FLAG_RECOVERY;
+use wire::frame::{FLAG_BACKGROUND, FLAG_RECOVERY};
 use wire::{BLOCK_BYTES, BlockCrcs, FrameKind, Header, ObjectId, Status};
 
 /// How far a heal is.
@@ -316,6 +316,9 @@ impl DataCore {
         };
         let mut header = Header::new(kind, key.tagged(request::PUSH));
         header.flags = FLAG_RECOVERY;
+        if heal.background && !member.in_sync {
+            header.flags |= FLAG_BACKGROUND;
+        }
         header.pg = pg.id;
         header.epoch = primary.epoch;
         header.object = heal.object;
@@ -378,6 +381,7 @@ impl DataCore {
                 for at in covered {
                     self.bits_done(env, at, bit);
                 }
+                self.note_room(pg, index, Status::Ok);
                 self.teach_members(env, pg);
                 self.check_in_sync(pg);
                 if last {
@@ -397,7 +401,9 @@ impl DataCore {
             }
             Status::ShuttingDown => {}
             status => {
-                tracing::warn!(%object, slice = %header.slice, %status, "member cannot take an object");
+                if status != Status::NoSpace || !member.too_full {
+                    tracing::warn!(%object, slice = %header.slice, %status, "member cannot take an object");
+                }
                 heal.targets &= !bit;
                 let last = heal.targets == 0;
                 member.retry_at = now.plus_ms(RECOVERY_RETRY_MS);
@@ -407,6 +413,7 @@ impl DataCore {
                     Status::NoSpace if in_sync => self.desync(pg, index, false),
                     _ => {}
                 }
+                self.note_room(pg, index, status);
                 if last {
                     self.end_heal(env, key, status);
                 }
@@ -497,18 +504,6 @@ impl DataCore {
         }
     }
 
-    /// Puts a PG in the background's round if it has something to recover.
-    pub(crate) fn want_recovery(&mut self, key: Key) {
-        if let Some(primary) = self.primary_mut(key)
-            && !primary.in_recovery
-            && primary.phase == Phase::Active
-            && primary.members.iter().any(|member| !member.missing.is_empty())
-        {
-            primary.in_recovery = true;
-            self.recovering.push_back(key);
-        }
-    }
-
     /// PGs whose members paused, or whose links came back, join the round again.
     pub(crate) fn resume_recovery(&mut self) {
         let keys: Vec<Key> =
@@ -522,7 +517,7 @@ impl DataCore {
     /// Starts background heals up to the bound: few while clients are served, one PG after the other.
     pub(crate) fn pump_recovery(&mut self, env: &mut dyn Env) {
         self.retry_heals(env);
-        while !self.recovering.is_empty() {
+        while self.has_round() {
             let bound = match self.background_turn(env) {
                 Turn::Alone => RECOVERY_PARALLEL,
                 Turn::Beside => RECOVERY_PARALLEL_BUSY,
@@ -531,10 +526,7 @@ impl DataCore {
             if self.heals_background >= bound {
                 return;
             }
-            let Some(key) = self.recovering.pop_front() else { return };
-            if let Some(primary) = self.primary_mut(key) {
-                primary.in_recovery = false;
-            }
+            let Some(key) = self.next_in_round() else { return };
             let started = match self.next_missing(env.now(), key) {
                 Some(object) => match self.obj_entry(key, object) {
                     Some(obj) => {

@@ -20,6 +20,10 @@ pub enum PgState {
     Recovering,
     /// Serving with fewer copies, and making some of them equal.
     DegradedRecovering,
+    /// As `Recovering`, and a slice is too full for it.
+    TooFull,
+    /// As `DegradedRecovering`, and a slice is too full for it.
+    DegradedTooFull,
     /// Members are being asked and compared; not serving.
     Peering,
     /// Fewer copies than the pool's minimum; not serving.
@@ -29,11 +33,13 @@ pub enum PgState {
 }
 
 /// All states and their names, in the order of the enumeration.
-pub const PG_STATES: [(PgState, &str); 7] = [
+pub const PG_STATES: [(PgState, &str); 9] = [
     (PgState::Clean, "active+clean"),
     (PgState::Degraded, "active+degraded"),
     (PgState::Recovering, "active+recovering"),
     (PgState::DegradedRecovering, "active+degraded+recovering"),
+    (PgState::TooFull, "active+recovering+toofull"),
+    (PgState::DegradedTooFull, "active+degraded+recovering+toofull"),
     (PgState::Peering, "peering"),
     (PgState::Incomplete, "incomplete"),
     (PgState::Down, "down"),
@@ -60,7 +66,10 @@ impl DataCore {
         } else if primary.phase != Phase::Active {
             PgState::Peering
         } else {
+            let too_full = primary.members.iter().any(|m| m.too_full && !m.missing.is_empty());
             match (primary.missing() > 0, copies >= all) {
+                (true, true) if too_full => PgState::TooFull,
+                (true, false) if too_full => PgState::DegradedTooFull,
                 (true, true) => PgState::Recovering,
                 (true, false) => PgState::DegradedRecovering,
                 (false, true) if in_sync && primary.members.iter().all(|m| m.desynced.is_none()) => {

@@ -13,6 +13,8 @@
 //! | `/stats/ID` | [`NodeStats`], bound to the node's lease, in memory | that node, when it changes |
 //! | `/pg/POOL/INDEX` | [`PgRecord`] | the director; the primary for `in_sync` |
 //! | `/scrub/POOL/INDEX` | [`ScrubRecord`] | the primary's node after a scrub; whoever wants one |
+//! | `/drain/ID` | [`Drain`] | `node drain`; gone with `node undrain` |
+//! | `/settings` | [`Settings`] | `set` / `unset` |
 //!
 //! Numbers in keys are written with fixed width (`key::*`), so that key order is number order.
 
@@ -46,6 +48,10 @@ pub mod key {
     pub const PGS: &str = "/pg/";
     /// Prefix of [`ScrubRecord`] keys.
     pub const SCRUBS: &str = "/scrub/";
+    /// Prefix of [`Drain`] keys.
+    pub const DRAINS: &str = "/drain/";
+    /// [`Settings`].
+    pub const SETTINGS: &str = "/settings";
 
     /// Key of a pool.
     pub fn pool(id: PoolId) -> String {
@@ -74,6 +80,10 @@ pub mod key {
     /// Key of a node's statistics.
     pub fn stats(id: NodeId) -> String {
         format!("{STATS}{:010}", id.0)
+    }
+    /// Key of a node's drain.
+    pub fn drain(id: NodeId) -> String {
+        format!("{DRAINS}{:010}", id.0)
     }
     /// Prefix of a pool's PG keys.
     pub fn pgs_of(pool: PoolId) -> String {
@@ -104,7 +114,7 @@ pub mod key {
         let (pool, index) = key.strip_prefix(prefix)?.split_once('/')?;
         Some(PgId { pool: pool.parse().ok()?, index: index.parse().ok()? })
     }
-    /// The number at the end of a node, live or stats key.
+    /// The number at the end of a node, live, stats or drain key.
     pub fn parse_node(key: &str) -> Option<NodeId> {
         key.rsplit_once('/')?.1.parse().ok()
     }
@@ -280,6 +290,70 @@ pub struct Live {
     /// Slices of the node that cannot serve: not opened, or failed since. Their core has given them up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<SliceId>,
+    /// Slices of the node that have reached the threshold `full`: clients are to put nothing more on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full: Vec<SliceId>,
+    /// The process is about to stop cleanly: it still answers for its PGs, and others take them over now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
+}
+
+/// What a drained node gives away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrainScope {
+    /// Its primaries; it keeps its copies (maintenance).
+    Primaries,
+    /// Its copies too, as far as the failure domains of the other nodes allow.
+    Everything,
+}
+
+/// A node that is to give away what it has.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Drain {
+    /// What.
+    pub scope: DrainScope,
+    /// Since when, milliseconds since 1970; for people.
+    #[serde(default)]
+    pub since_ms: u64,
+}
+
+/// What an administrator has decided for the whole cluster. A missing key means the defaults.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// No recovery in the background where copies are lacking. A write still recovers its object first.
+    pub norecover: bool,
+    /// No copying in the background where all copies are there and only in the wrong place.
+    pub norebalance: bool,
+    /// No scrubs by schedule; those asked for are made.
+    pub noscrub: bool,
+    /// A slice that is so full is warned of.
+    pub nearfull_percent: u8,
+    /// A slice that is so full takes no objects from recovery in the background.
+    pub backfillfull_percent: u8,
+    /// Clients' writes that need more space are refused where a copy lies on a slice that is so full.
+    pub full_percent: u8,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            norecover: false,
+            norebalance: false,
+            noscrub: false,
+            nearfull_percent: 85,
+            backfillfull_percent: 90,
+            full_percent: 95,
+        }
+    }
+}
+
+impl Settings {
+    /// Whether so many used bytes of so many are at least `percent`. A slice of no size is not full.
+    pub fn reaches(used_bytes: u64, size_bytes: u64, percent: u8) -> bool {
+        size_bytes > 0 && u128::from(used_bytes) * 100 >= u128::from(size_bytes) * u128::from(percent)
+    }
 }
 
 /// A PG's place in the cluster. The record is the configuration: whoever acts, acts under its epoch.

@@ -2,7 +2,8 @@
 //! primaries are spread over slices and over cores on their own.
 //!
 //! A previous first member stays first while the bounds allow it: a change of primary interrupts the PG
-//! for a moment. The order behind the first says who takes over, so it is shuffled per PG: the PGs of a
+//! for a moment. Slices that do not lead (their node is drained) come first only where nobody else can.
+//! The order behind the first says who takes over, so it is shuffled per PG: the PGs of a
 //! lost slice get primaries all over the cluster.
 
 use crate::assign::{Rule, Step, chain, mix};
@@ -59,9 +60,8 @@ impl Chooser {
                 Some(list) => {
                     let before = previous.get(*pg).and_then(|list| list.first());
                     let kept = before.and_then(|slice| {
-                        list.iter()
-                            .copied()
-                            .find(|&m| state.spots().get(m).is_some_and(|s| s.slice == *slice))
+                        let at = |&m: &usize| state.spots().get(m).is_some_and(|s| s.slice == *slice);
+                        list.iter().copied().filter(|&m| state.may_lead(m, list)).find(at)
                     });
                     if let Some(first) = kept {
                         state.set(*pg as u32, first);
@@ -73,7 +73,8 @@ impl Chooser {
             Stage::Lightest(pg) => match members.get(*pg) {
                 Some(list) => {
                     if state.first.get(*pg).copied().flatten().is_none() {
-                        let lightest = list.iter().copied().min_by_key(|&m| {
+                        let able = list.iter().copied().filter(|&m| state.may_lead(m, list));
+                        let lightest = able.min_by_key(|&m| {
                             let order = mix(rule.seed ^ 1, *pg as u64, m as u64);
                             (state.excess(m).saturating_add(state.core_excess(m)), order)
                         });
@@ -116,6 +117,12 @@ impl Chooser {
     }
 }
 
+/// Whether a member of a list may come first in it: it leads, or none of them does.
+fn may_lead(spots: &[Spot], member: usize, list: &[usize]) -> bool {
+    let leads = |m: usize| spots.get(m).is_some_and(|spot| spot.leads);
+    leads(member) || !list.iter().any(|&m| leads(m))
+}
+
 struct State {
     topology: Arc<Topology>,
     first: Vec<Option<usize>>,
@@ -132,9 +139,10 @@ impl State {
         let spots = topology.spots();
         let mut fair = vec![0u64; spots.len()];
         for list in members {
-            for &member in list {
+            let able = list.iter().filter(|&&m| may_lead(spots, m, list)).count().max(1) as u64;
+            for &member in list.iter().filter(|&&m| may_lead(spots, m, list)) {
                 if let Some(fair) = fair.get_mut(member) {
-                    *fair += UNIT / list.len() as u64;
+                    *fair += UNIT / able;
                 }
             }
         }
@@ -155,6 +163,10 @@ impl State {
 
     fn spots(&self) -> &[Spot] {
         self.topology.spots()
+    }
+
+    fn may_lead(&self, spot: usize, list: &[usize]) -> bool {
+        may_lead(self.spots(), spot, list)
     }
 
     /// Puts the chosen one first and the others behind: previous ones as they were, new ones shuffled.
@@ -211,8 +223,9 @@ impl State {
         let mut steps: BTreeMap<usize, u32> = BTreeMap::new();
         for &pg in self.led.get(from).into_iter().flatten() {
             self.looks.set(self.looks.get() + 1);
-            for &to in members.get(pg as usize).into_iter().flatten() {
-                if !seen.get(to).copied().unwrap_or(true) {
+            let list = members.get(pg as usize).map_or(&[][..], Vec::as_slice);
+            for &to in list {
+                if !seen.get(to).copied().unwrap_or(true) && self.may_lead(to, list) {
                     steps.entry(to).or_insert(pg);
                 }
             }

@@ -1,7 +1,7 @@
 //! The slices of a cluster and what they share: core, disk, host.
 
 use crate::map::{FailureDomain, Node};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use wire::{DiskUuid, NodeId, SliceId};
 
 /// A slice with everything that placement asks about it.
@@ -17,6 +17,8 @@ pub struct Spot {
     pub core: u16,
     /// Usable bytes: its weight.
     pub size_bytes: u64,
+    /// It may come first in a list. When it may not, others do wherever there are any.
+    pub leads: bool,
     /// Number of its host, counted in order of host names.
     host: u32,
     /// Number of its disk, counted in order of identities.
@@ -72,10 +74,22 @@ impl Topology {
             disk,
             core,
             size_bytes,
+            leads: true,
             host: hosts.get(node.host.as_str()).copied().unwrap_or_default(),
             disk_number: disks.get(&disk).copied().unwrap_or_default(),
         });
         Self { spots: spots.collect() }
+    }
+
+    /// The same without these nodes: they get no copies, and the ones that they have go elsewhere.
+    pub fn without(&self, nodes: &BTreeSet<NodeId>) -> Self {
+        Self { spots: self.spots.iter().filter(|spot| !nodes.contains(&spot.node)).copied().collect() }
+    }
+
+    /// The same with these nodes leading nothing.
+    pub fn following(mut self, nodes: &BTreeSet<NodeId>) -> Self {
+        self.spots.iter_mut().for_each(|spot| spot.leads = !nodes.contains(&spot.node));
+        self
     }
 
     /// The slices, in order of their numbers.

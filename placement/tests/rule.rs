@@ -322,3 +322,31 @@ fn steps_give_the_same_and_none_of_a_large_pool_is_long() {
     let (tiny, _) = in_steps(&nodes, &rule, &lists, 1);
     assert!(tiny == lists, "what is in place stays, however small the steps");
 }
+
+#[test]
+fn a_node_that_leads_nothing_keeps_its_copies_and_the_others_share_its_primaries() {
+    let nodes = cluster(4, 1, 2, 2);
+    let (rule, topology) = (rule(3, 128), Topology::new(&nodes));
+    let before = assign(&topology, &rule, &[]).unwrap();
+    let two = [wire::NodeId(2)].into();
+    let following = topology.clone().following(&two);
+    let after = assign(&following, &rule, &before).unwrap();
+    assert_eq!(moved(&before, &after), 0);
+    let mut led: BTreeMap<wire::NodeId, u32> = BTreeMap::new();
+    for list in &after {
+        *led.entry(topology.spot(list[0]).unwrap().node).or_default() += 1;
+    }
+    assert_eq!(led.keys().map(|node| node.0).collect::<Vec<_>>(), [1, 3, 4]);
+    assert!(led.values().all(|led| (38..=48).contains(led)), "{led:?}");
+    // Where nobody else has a copy, a follower leads all the same.
+    let all = nodes.iter().map(|node| node.id).collect();
+    check_primaries(&topology, &assign(&topology.clone().following(&all), &rule, &after).unwrap(), 0.1);
+
+    let emptied = following.without(&two);
+    let gone = assign(&emptied, &rule, &after).unwrap();
+    check_valid(&emptied, &rule, &gone);
+    assert_eq!(
+        moved(&after, &gone),
+        after.iter().flatten().filter(|s| topology.spot(**s).unwrap().node.0 == 2).count()
+    );
+}

@@ -182,6 +182,9 @@ pub const FLAG_KEEP_ALLOCATED: u8 = 1;
 pub const FLAG_RECOVERY: u8 = 2;
 /// `Write`, `Zero`, `Delete`: an earlier try of this change may have reached a primary.
 pub const FLAG_RESENT: u8 = 4;
+/// `SubPush` in the background to a member that is not in sync: nobody waits for it, and a nearly full slice refuses
+/// it with `NoSpace`.
+pub const FLAG_BACKGROUND: u8 = 8;
 
 impl Header {
     /// A header of `kind` with everything else zero.

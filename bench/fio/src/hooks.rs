@@ -7,6 +7,7 @@
 
 use crate::job::{Job, JobError, Start};
 use crate::layout::{self, Answer, Direction, EngineOps, File, IoU, OptionEntry, ThreadData};
+use drystone::OnNoSpace;
 use libc::{c_char, c_int, c_uint, c_void, timespec};
 use std::ffi::{CStr, CString};
 use std::mem::offset_of;
@@ -18,12 +19,13 @@ struct Options {
     parent: *mut c_void,
     cluster: *mut c_char,
     image: *mut c_char,
+    full: *mut c_char,
     /// Ours: null until `init`, and again after `cleanup`. fio zeroes the block when it makes it.
     job: *mut Job,
 }
 
 #[repr(transparent)]
-struct OptionTable([OptionEntry; 3]);
+struct OptionTable([OptionEntry; 4]);
 
 // SAFETY: the table is never written to, and all its pointers lead to constants.
 unsafe impl Sync for OptionTable {}
@@ -40,6 +42,12 @@ static OPTIONS: OptionTable = OptionTable([
         c"Drystone image",
         c"Name of the image to read and write",
         offset_of!(Options, image),
+    ),
+    OptionEntry::string(
+        c"full",
+        c"Drystone full",
+        c"What a write does when there is no space: fail (error, the default) or wait until there is (wait)",
+        offset_of!(Options, full),
     ),
     OptionEntry::END,
 ]);
@@ -132,7 +140,14 @@ unsafe fn start_of<'a>(td: *mut ThreadData) -> Result<Start<'a>, String> {
         if options.is_null() {
             return Err("fio passed no options".into());
         }
-        Ok(Start { cluster: text("cluster", (*options).cluster)?, image: text("image", (*options).image)? })
+        let full = if (*options).full.is_null() { "error" } else { text("full", (*options).full)? };
+        let on_no_space = match full {
+            "error" => OnNoSpace::Fail,
+            "wait" => OnNoSpace::Wait,
+            other => return Err(format!("--full must be error or wait, not {other}")),
+        };
+        let (cluster, image) = (text("cluster", (*options).cluster)?, text("image", (*options).image)?);
+        Ok(Start { cluster, image, on_no_space })
     }
 }
 

@@ -1,8 +1,8 @@
 //! One fio job: a client with one open image, and the operations under way.
 
 use drystone::{
-    AdminDone, AdminError, Client, CoreError, ImageHandle, IoBuf, IoDone, IoError, Op, OpenMode, Options,
-    SubmitError,
+    AdminDone, AdminError, Client, CoreError, ImageHandle, IoBuf, IoDone, IoError, OnNoSpace, Op, OpenMode,
+    Options, SubmitError,
 };
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -18,6 +18,8 @@ pub struct Start<'a> {
     pub cluster: &'a str,
     /// The image's name.
     pub image: &'a str,
+    /// What a write does when there is no space.
+    pub on_no_space: OnNoSpace,
 }
 
 /// Why something failed.
@@ -109,7 +111,7 @@ pub fn image_size(start: &Start<'_>) -> Result<u64, JobError> {
 impl Job {
     /// Connects and opens the image, in the thread that will use it.
     pub fn start(start: &Start<'_>) -> Result<Self, JobError> {
-        let options = Options::default();
+        let options = Options { on_no_space: start.on_no_space, ..Options::default() };
         let mut client = Client::new(&addresses(start.cluster)?, options).map_err(JobError::Client)?;
         let ticket = client.open(start.image, OpenMode::ReadWrite);
         loop {

@@ -5,8 +5,10 @@ pub mod disk;
 pub mod image;
 pub mod meta;
 pub mod node;
+pub mod nodes;
 pub mod pg;
 pub mod pool;
+pub mod settings;
 pub mod status;
 
 use crate::error::CliError;
@@ -46,13 +48,17 @@ pub struct Global {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run a node of the cluster
+    /// Run a node of the cluster; list nodes, drain them, forget them
     Node(Box<node::NodeArgs>),
     /// Start a cluster on this machine, run fio through the death of a node, print what it measured
     Demo(demo::DemoArgs),
     /// Show the cluster's health
     Status(status::StatusArgs),
-    /// Create, list and remove pools
+    /// Show what is set for the whole cluster, or set it: flags and thresholds
+    Set(settings::SetArgs),
+    /// Clear a flag, or put a threshold back to its default
+    Unset(settings::UnsetArgs),
+    /// Create, list, change and remove pools
     #[command(subcommand)]
     Pool(pool::PoolCommand),
     /// List placement groups, scrub them
@@ -76,6 +82,8 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
         Command::Node(args) => node::run(&global, *args),
         Command::Demo(args) => demo::run(&args),
         Command::Status(args) => status::run(&global, &args),
+        Command::Set(args) => settings::set(&global, &args),
+        Command::Unset(args) => settings::unset(&global, &args),
         Command::Pool(command) => pool::run(&global, command),
         Command::Pg(command) => pg::run(&global, command),
         Command::Image(command) => image::run(&global, command),

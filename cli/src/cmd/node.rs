@@ -1,6 +1,7 @@
-//! `drystone node`: be a node of the cluster until told to stop.
+//! `drystone node`: be a node of the cluster until told to stop. What else can be done with nodes is in `nodes`.
 
 use super::Global;
+use super::nodes::{self, NodeCommand};
 use crate::config::{ClusterSection, ConfigFile, NodeSection, Voter, reference, starter};
 use crate::error::CliError;
 use crate::units::ByteSize;
@@ -10,8 +11,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use wire::{ClusterId, NodeId};
 
-/// A node's configuration: a file, flags, or both; a flag wins.
+/// A node's configuration: a file, flags, or both; a flag wins. Or what to do with nodes.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Examples:
   drystone node --new-config > /etc/drystone/node.toml     a file to start from
   drystone node --config /etc/drystone/node.toml
@@ -22,6 +24,9 @@ use wire::{ClusterId, NodeId};
 When the node serves, it prints a line `ready {…}` with its addresses and, under systemd, says so there.
 SIGTERM or Ctrl-C stops it cleanly.")]
 pub struct NodeArgs {
+    /// Something else than running one
+    #[command(subcommand)]
+    pub command: Option<NodeCommand>,
     /// Configuration file (docs/config.md explains every key)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -124,7 +129,10 @@ impl NodeArgs {
 }
 
 /// Runs the command.
-pub fn run(_: &Global, args: NodeArgs) -> Result<(), CliError> {
+pub fn run(global: &Global, args: NodeArgs) -> Result<(), CliError> {
+    if let Some(command) = args.command {
+        return nodes::run(global, command);
+    }
     if args.print_config_reference {
         return output::line(reference().trim_end());
     }

@@ -53,7 +53,12 @@ fn print(status: &ClusterStatus) -> Result<(), CliError> {
             node.id.to_string(),
             node.host.clone(),
             node.control.to_string(),
-            if node.up { "up" } else { "DOWN" }.to_string(),
+            match (node.up, node.drain) {
+                (true, None) => "up",
+                (true, Some(_)) => "up, drained",
+                (false, _) => "DOWN",
+            }
+            .to_string(),
             node.cores.to_string(),
             format!("{}/{}", node.slices_open, node.slices),
             ByteSize(node.used_bytes).to_string(),

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod clients;
+
 use cli::children::{Fleet, FleetPlan, wait_for_end};
 use cli::cluster::Cluster;
 use cli::deadline::Deadline;

@@ -201,7 +201,7 @@ impl FakeCluster {
             }],
             version: String::new(),
         };
-        let live = Live { session: node.session, failed: Vec::new() };
+        let live = Live { session: node.session, failed: Vec::new(), full: Vec::new(), leaving: false };
         let id = node.id;
         self.put(&key::node(id), &record);
         self.put(&key::live(id), &live);

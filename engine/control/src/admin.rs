@@ -1,21 +1,24 @@
-//! Transactions of administrators: pools and images. Pure functions from what was read to what is to be
+//! Transactions of administrators: pools and images here, `nodes`, and what exists already in `change`. Pure functions from what was read to what is to be
 //! written. Every write compares what it was computed from, so two administrators at once do no harm: one
 //! of them gets `CompareFailed`, reads again and tries again.
 //!
 //! Use: submit a `MetaRequest::Range` for every prefix that `reads_*` names, collect the answers in
 //! `Keys`, call the function, submit its transaction.
 
+pub mod change;
+pub mod nodes;
+
 use crate::director::rule_of;
 use placement::{
-    FailureDomain, Image, NextId, Node, PG_COUNT_MAX, PlacementError, Pool, ScrubDepth, ScrubPlan,
-    ScrubRecord, Topology, assign, key,
+    FailureDomain, Image, NextId, PG_COUNT_MAX, PlacementError, Pool, ScrubDepth, ScrubPlan, ScrubRecord,
+    assign, key,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use thiserror::Error;
 use wire::control::{Compare, KeyValue, MetaReply, MetaRequest, Write};
-use wire::{BLOCK_BYTES, ImageId, PgId, PoolId, Revision, Status};
+use wire::{BLOCK_BYTES, ImageId, NodeId, PgId, PoolId, Revision, Status};
 
 /// Longest name of a pool or image, in bytes: with its prefix it is a key of the metadata store.
 pub const NAME_BYTES_MAX: usize = 480;
@@ -80,6 +83,22 @@ pub enum AdminError {
         count: usize,
         /// One of them.
         first: String,
+    },
+    /// It may be forgotten only when it is gone.
+    #[error("node {0} is up: stop it first (`drystone node drain` moves its copies while it works)")]
+    StillUp(NodeId),
+    /// Thresholds that are in no order.
+    #[error(
+        "the thresholds must be 0 % < nearfull <= backfillfull <= full <= 100 %, not {nearfull_percent} %, \
+         {backfillfull_percent} %, {full_percent} %"
+    )]
+    Thresholds {
+        /// Warned of.
+        nearfull_percent: u8,
+        /// No more recovery.
+        backfillfull_percent: u8,
+        /// No more new data.
+        full_percent: u8,
     },
     /// Not a size.
     #[error("an image's size must be a multiple of {BLOCK_BYTES} from {BLOCK_BYTES} to 2^62 bytes, not {0}")]
@@ -179,7 +198,7 @@ pub struct PoolSpec {
 
 /// What `create_pool` needs to know.
 pub fn reads_create_pool() -> Vec<String> {
-    vec![key::NEXT_ID.to_owned(), key::POOLS.to_owned(), key::NODES.to_owned()]
+    [key::NEXT_ID, key::POOLS, key::NODES, key::DRAINS].map(str::to_owned).to_vec()
 }
 
 /// Creates a pool. Refused when it could not be placed on the registered nodes.
@@ -189,8 +208,7 @@ pub fn create_pool(keys: &Keys, spec: &PoolSpec) -> Result<(Pool, MetaRequest), 
     if pools.iter().any(|pool| pool.name == spec.name) {
         return Err(AdminError::Exists { kind: "pool", name: spec.name.clone() });
     }
-    let nodes: Vec<Node> = keys.all(key::NODES)?;
-    let topology = Topology::new(&nodes);
+    let topology = keys.topology()?;
     let min_copies = spec.min_copies.unwrap_or(spec.copies / 2 + 1);
     if min_copies == 0 || min_copies > spec.copies {
         return Err(AdminError::MinCopies { copies: spec.copies, min_copies });
@@ -371,16 +389,4 @@ pub fn want_scrub(keys: &Keys, pg: PgId, depth: ScrubDepth) -> Result<MetaReques
     let wanted = Some(record.wanted.map_or(depth, |before| before.max(depth)));
     let compares = vec![keys.unchanged(key::scrub(pg)), Compare::Exists { key: key::pg(pg) }];
     Ok(MetaRequest::Txn { compares, writes: vec![put(key::scrub(pg), &ScrubRecord { wanted, ..record })?] })
-}
-
-/// Forgets a node that will not come back; its slices' copies move to others. Refused by the comparison
-/// while it is up.
-pub fn remove_node(keys: &Keys, node: wire::NodeId) -> Result<MetaRequest, AdminError> {
-    let missing = AdminError::NotFound { kind: "node", name: node.to_string(), known: Vec::new() };
-    keys.get::<Node>(&key::node(node))?.ok_or(missing)?;
-    let compares = vec![
-        keys.unchanged(key::node(node)),
-        Compare::ModRevision { key: key::live(node), revision: Revision(0) },
-    ];
-    Ok(MetaRequest::Txn { compares, writes: vec![Write::Delete { key: key::node(node) }] })
 }

@@ -69,6 +69,9 @@ pub const WISHES_MAX: usize = 65_536;
 pub const WISHES_PER_TXN: usize = 64;
 /// Transactions of wishes on their way at once.
 pub const WISH_TXNS_MAX: usize = 16;
+/// How long a clean stop waits for others to take its PGs over, in milliseconds: some metadata transactions. Without a
+/// director there is nobody to wait for.
+pub const STOP_HAND_OVER_MS: u64 = 1_000;
 /// How long a clean stop waits for the data cores, in milliseconds: they need 500 themselves.
 pub const STOP_CORES_MS: u64 = 2_000;
 /// How long a clean stop waits for the lease to be revoked and the others to take over, in milliseconds.

@@ -322,6 +322,7 @@ impl ControlCore {
                     self.slice_failed(slice, why.trim_start_matches([':', ' ']));
                 }
                 self.stats.slice(slice, stat);
+                self.look_for_full();
             }
             CoreMsg::Scrubbed(report) => self.scrubs.reported(from, report),
             CoreMsg::Stopped => self.core_stopped(env, from),
@@ -330,6 +331,8 @@ impl ControlCore {
             | CoreMsg::PgGone { .. }
             | CoreMsg::Lease { .. }
             | CoreMsg::Identity { .. }
+            | CoreMsg::Settings(_)
+            | CoreMsg::Full { .. }
             | CoreMsg::Scrub { .. } => {
                 tracing::error!(%from, "a data core sent a message of the control core");
             }
@@ -342,6 +345,13 @@ impl ControlCore {
             self.opened.insert(slice, Err(why.to_owned()));
             self.tell_failed();
         }
+    }
+
+    /// Which of this node's slices clients may put nothing more on.
+    pub(crate) fn look_for_full(&mut self) {
+        let before = self.view.live().get(&self.config.node).map(|live| live.full.as_slice());
+        let percent = self.view.settings().full_percent;
+        self.registrar.set_full(self.stats.full(percent, before.unwrap_or(&[])));
     }
 
     fn tell_failed(&mut self) {
@@ -432,6 +442,9 @@ impl ControlCore {
         metrics.nodes.with_label_values(&["down"]).set(int(down));
         metrics.director_records.set(int(self.director.counters().records));
         metrics.director_conflicts.set(int(self.director.counters().conflicts));
+        metrics.drained.set(int(self.view.drains().len() as u64));
+        metrics.full_slices.set(int(self.view.full().len() as u64));
+        metrics.settings(self.view.settings());
         metrics.unplaced_pools.set(int(self.director.problems().count() as u64));
         metrics.text()
     }

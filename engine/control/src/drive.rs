@@ -5,6 +5,7 @@ use crate::config::{ControlError, Phase};
 use crate::core::ControlCore;
 use crate::lease::{Ask, Do};
 use crate::links::{Uplink, UplinkOut};
+use crate::stop::Stop;
 use crate::view::Touched;
 use consensus::{MetaNode, MetaOutput};
 use reactor::{ConnId, Env};
@@ -72,7 +73,7 @@ impl ControlCore {
 
     /// Does everything that is due; whether something is left over for the next step.
     pub(crate) fn drive(&mut self, env: &mut dyn Env) -> bool {
-        if self.stop == crate::stop::Stop::Done {
+        if self.stop == Stop::Done {
             self.feed.pump(env, &self.view);
             return self.feed.has_work();
         }
@@ -212,16 +213,25 @@ impl ControlCore {
                     self.stats.forget(pg);
                 }
             }
-            Touched::Live { node, .. } => self.feed.touch(self.view.pgs_of_node(node)),
+            Touched::Live { node, .. } => {
+                self.feed.full(self.view.full());
+                self.feed.touch(self.view.pgs_of_node(node));
+            }
             Touched::Node(_) => self.feed.touch(self.view.pgs().keys().copied()),
             Touched::Pool(pool) => {
+                self.scrubs.touched(); // its schedule may be another
                 self.feed.touch(self.view.pgs_of_pool(pool).map(|(pg, _)| *pg));
                 if !self.view.pools().contains_key(&pool) {
                     self.stats.forget_pool(pool);
                 }
             }
             Touched::Scrub(_) => self.scrubs.touched(),
-            Touched::Cluster | Touched::Image(_) | Touched::Other => {}
+            Touched::Settings => {
+                self.scrubs.touched();
+                self.feed.settings(*self.view.settings());
+                self.look_for_full();
+            }
+            Touched::Drain(_) | Touched::Cluster | Touched::Image(_) | Touched::Other => {}
         }
     }
 
@@ -260,7 +270,7 @@ impl ControlCore {
             if let Some(request) = self.stats.plan(node, session, now) {
                 self.ask(env, Asker::Stats(session), request);
             }
-            if self.stop == crate::stop::Stop::No {
+            if self.stop == Stop::No {
                 self.plan_scrubs(env);
             }
         }
@@ -301,7 +311,7 @@ impl ControlCore {
                 }
                 Do::Authority(until) => {
                     self.authority = self.authority.max(until);
-                    if self.stop == crate::stop::Stop::No {
+                    if matches!(self.stop, Stop::No | Stop::HandingOver { .. }) {
                         self.feed.lease(self.authority);
                     }
                 }

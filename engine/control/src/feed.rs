@@ -4,6 +4,7 @@ use crate::config::{FEED_BACKLOG, FEEDS_PER_STEP};
 use crate::view::{PgEntry, View, slices_of};
 use engine::CoreMsg;
 use engine::msg::PgUpdate;
+use placement::Settings;
 use reactor::{Env, Mono};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use wire::{CoreId, NodeId, PgId, SessionId, SliceId};
@@ -25,13 +26,15 @@ pub struct Feed {
     dirty: BTreeSet<PgId>,
     /// Nothing is told about PGs before the node is registered.
     open: bool,
+    /// What the cores were told last.
+    full: BTreeSet<SliceId>,
 }
 
 impl Feed {
     /// For this many cores.
     pub fn new(node: NodeId, cores: u16) -> Self {
         let cores = (0..cores).map(|_| Core::default()).collect();
-        Self { node, cores, dirty: BTreeSet::new(), open: false }
+        Self { node, cores, dirty: BTreeSet::new(), open: false, full: BTreeSet::new() }
     }
 
     /// The node is registered: cores learn their session and then everything.
@@ -57,6 +60,26 @@ impl Feed {
         for core in &mut self.cores {
             core.backlog.retain(|msg| !matches!(msg, CoreMsg::Lease { .. }));
             core.backlog.push_back(CoreMsg::Lease { until });
+        }
+    }
+
+    /// What holds for the whole cluster. Replaces an earlier one that still waits.
+    pub fn settings(&mut self, settings: Settings) {
+        for core in &mut self.cores {
+            core.backlog.retain(|msg| !matches!(msg, CoreMsg::Settings(_)));
+            core.backlog.push_back(CoreMsg::Settings(settings));
+        }
+    }
+
+    /// The slices on which clients are to put nothing more.
+    pub fn full(&mut self, slices: BTreeSet<SliceId>) {
+        if slices == self.full {
+            return;
+        }
+        self.full = slices;
+        for core in &mut self.cores {
+            core.backlog.retain(|msg| !matches!(msg, CoreMsg::Full { .. }));
+            core.backlog.push_back(CoreMsg::Full { slices: self.full.clone() });
         }
     }
 

@@ -40,8 +40,8 @@ pub enum Ask {
     Renew(Mono, SessionId),
     /// The read that confirms it.
     Confirm(Mono, SessionId),
-    /// `/live/N` with other failed slices.
-    Failed,
+    /// `/live/N` with other failed or full slices, or saying that the node leaves.
+    News,
     /// `LeaseRevoke` of a clean stop.
     Revoke,
 }
@@ -86,8 +86,12 @@ pub struct Registrar {
     /// The record to publish, once the data cores are ready.
     record: Option<Node>,
     failed: Vec<wire::SliceId>,
-    failed_written: Vec<wire::SliceId>,
-    failed_in_flight: bool,
+    full: Vec<wire::SliceId>,
+    /// A clean stop has begun.
+    leaving: bool,
+    /// What `/live/N` says.
+    written: Option<Live>,
+    news_in_flight: bool,
 }
 
 impl Registrar {
@@ -103,8 +107,10 @@ impl Registrar {
             next_renewal: Mono(0),
             record: None,
             failed: Vec::new(),
-            failed_written: Vec::new(),
-            failed_in_flight: false,
+            full: Vec::new(),
+            leaving: false,
+            written: None,
+            news_in_flight: false,
         }
     }
 
@@ -126,6 +132,16 @@ impl Registrar {
     /// The slices that cannot serve.
     pub fn set_failed(&mut self, failed: Vec<wire::SliceId>) {
         self.failed = failed;
+    }
+
+    /// The slices on which clients are to put nothing more.
+    pub fn set_full(&mut self, full: Vec<wire::SliceId>) {
+        self.full = full;
+    }
+
+    /// The process is about to stop: others are to take its PGs over.
+    pub fn set_leaving(&mut self) {
+        self.leaving = true;
     }
 
     /// Does what is due. `seen` is the view's revision, `live` the session under `/live/N` in it.
@@ -184,7 +200,7 @@ impl Registrar {
         }
         self.node = None;
         self.live = None;
-        self.failed_written = Vec::new();
+        self.written = None;
         self.renewals = 0;
         self.step = Step::Waiting(now);
         vec![Do::Lost(self.session)]
@@ -192,8 +208,8 @@ impl Registrar {
 
     fn renew(&mut self, config: &ControlConfig, now: Mono) -> Vec<Do> {
         let mut todo = Vec::new();
-        if self.failed != self.failed_written && !self.failed_in_flight {
-            todo.extend(self.write_failed(config));
+        if self.written.as_ref() != Some(&self.live_now()) && !self.news_in_flight {
+            todo.extend(self.write_news(config));
         }
         if now >= self.next_renewal && self.renewals < RENEWALS_MAX {
             self.renewals += 1;
@@ -204,21 +220,27 @@ impl Registrar {
         todo
     }
 
-    fn live_value(&self) -> Option<String> {
-        serde_json::to_string(&Live { session: self.session, failed: self.failed.clone() }).ok()
+    fn live_now(&self) -> Live {
+        let (failed, full) = (self.failed.clone(), self.full.clone());
+        Live { session: self.session, failed, full, leaving: self.leaving }
+    }
+
+    /// The value of `/live/N`, which counts as written from now on.
+    fn live_value(&mut self) -> Option<String> {
+        let live = self.written.insert(self.live_now());
+        serde_json::to_string(live).ok()
     }
 
     /// Only while the key is this session's: it must neither come back to life nor, held up on its way,
     /// replace that of a later session.
-    fn write_failed(&mut self, config: &ControlConfig) -> Option<Do> {
+    fn write_news(&mut self, config: &ControlConfig) -> Option<Do> {
         let key = key::live(config.node);
         let value = self.live_value()?;
-        self.failed_in_flight = true;
-        self.failed_written = self.failed.clone();
+        self.news_in_flight = true;
         let lease = self.session.0;
         let compares = vec![Compare::Bound { key: key.clone(), lease }];
         let writes = vec![Write::Put { key, value, lease: Some(lease) }];
-        Some(Do::Submit(Ask::Failed, MetaRequest::Txn { compares, writes }))
+        Some(Do::Submit(Ask::News, MetaRequest::Txn { compares, writes }))
     }
 
     fn register(&mut self, config: &ControlConfig, sent: Mono) -> Option<Do> {
@@ -226,7 +248,6 @@ impl Registrar {
         let live = self.live_value()?;
         let (node_revision, live_revision) = (self.node.as_ref()?.1, self.live.as_ref()?.1);
         let (node_key, live_key) = (key::node(config.node), key::live(config.node));
-        self.failed_written = self.failed.clone();
         self.step = Step::Writing;
         let compares = vec![
             Compare::Exists { key: key::CLUSTER.to_owned() },
@@ -312,10 +333,10 @@ impl Registrar {
                 }
                 Vec::new()
             }
-            (Ask::Failed, reply) => {
-                self.failed_in_flight = false;
+            (Ask::News, reply) => {
+                self.news_in_flight = false;
                 if !matches!(reply, MetaReply::Applied { .. }) {
-                    self.failed_written = Vec::new(); // tried again if there is anything to tell
+                    self.written = None; // tried again
                 }
                 Vec::new()
             }

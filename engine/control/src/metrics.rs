@@ -1,6 +1,7 @@
 //! Metrics of the control core, in the node's registry.
 
-use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use placement::Settings;
+use prometheus::{Gauge, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 /// The gauges. They are set from the core's state when `/metrics` is asked for.
 pub struct ControlMetrics {
@@ -21,6 +22,10 @@ pub struct ControlMetrics {
     pub(crate) director_records: IntGauge,
     pub(crate) director_conflicts: IntGauge,
     pub(crate) unplaced_pools: IntGauge,
+    pub(crate) drained: IntGauge,
+    pub(crate) full_slices: IntGauge,
+    pub(crate) flags: IntGaugeVec,
+    pub(crate) thresholds: GaugeVec,
     registry: Registry,
 }
 
@@ -79,12 +84,42 @@ impl ControlMetrics {
                 "drystone_director_unplaced_pools",
                 "Pools that cannot be placed on the present nodes; known on the leader only.",
             )?,
+            drained: int("drystone_drained_nodes", "Nodes that are drained, of primaries or of everything.")?,
+            full_slices: int(
+                "drystone_full_slices",
+                "Slices of the cluster that are so full that writes which need more space fail.",
+            )?,
+            flags: labelled("drystone_flag", "Whether this flag is set for the cluster.", "flag")?,
+            thresholds: {
+                let help = "How full a slice may be until this threshold is reached, from 0 to 1.";
+                let gauge = GaugeVec::new(Opts::new("drystone_threshold_ratio", help), &["threshold"])?;
+                registry.register(Box::new(gauge.clone()))?;
+                gauge
+            },
             registry: registry.clone(),
         };
         labelled("drystone_build_info", "Software version; always 1.", "version")?
             .with_label_values(&[version])
             .set(1);
         Ok(this)
+    }
+
+    /// What is set for the cluster.
+    pub(crate) fn settings(&self, settings: &Settings) {
+        for (flag, on) in [
+            ("norecover", settings.norecover),
+            ("norebalance", settings.norebalance),
+            ("noscrub", settings.noscrub),
+        ] {
+            self.flags.with_label_values(&[flag]).set(i64::from(on));
+        }
+        for (threshold, percent) in [
+            ("nearfull", settings.nearfull_percent),
+            ("backfillfull", settings.backfillfull_percent),
+            ("full", settings.full_percent),
+        ] {
+            self.thresholds.with_label_values(&[threshold]).set(f64::from(percent) / 100.0);
+        }
     }
 
     /// Everything in the registry as Prometheus text. Fails when a collector's families cannot be written.

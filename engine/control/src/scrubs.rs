@@ -113,7 +113,9 @@ impl Scrubs {
                 continue;
             }
             let Some(pool) = view.pools().get(&pg.pool).filter(|pool| !pool.removing) else { continue };
-            if let Some((by, depth)) = due(*pg, pool.scrub, &view.scrub(*pg).0, wall_ms)
+            let never = ScrubPlan { light_secs: 0, deep_secs: 0 };
+            let plan = if view.settings().noscrub { never } else { pool.scrub };
+            if let Some((by, depth)) = due(*pg, plan, &view.scrub(*pg).0, wall_ms)
                 && best.get(&core).is_none_or(|(most, ..)| by > *most)
             {
                 best.insert(core, (by, depth, *pg));

@@ -3,7 +3,7 @@
 
 use crate::config::{STATS_INTERVAL_MS, STATS_PGS_PER_KEY};
 use engine::msg::PgReport;
-use placement::{NodeStats, PgStat, SliceStat, key};
+use placement::{NodeStats, PgStat, Settings, SliceStat, key};
 use reactor::Mono;
 use std::collections::{BTreeMap, BTreeSet};
 use wire::control::{Compare, MetaRequest, Write};
@@ -70,6 +70,15 @@ impl Stats {
         }
     }
 
+    /// The slices that have reached a threshold; one that had before has until it is a percent below.
+    pub fn full(&self, percent: u8, before: &[SliceId]) -> Vec<SliceId> {
+        let reached = |(slice, stat): (&SliceId, &SliceStat)| {
+            let percent = percent.saturating_sub(u8::from(before.contains(slice)));
+            Settings::reaches(stat.used_bytes, stat.size_bytes, percent).then_some(*slice)
+        };
+        self.slices.iter().filter_map(reached).collect()
+    }
+
     /// A new session has an empty lease: everything is to be written again.
     pub fn restart(&mut self) {
         self.written.clear();
@@ -120,5 +129,23 @@ impl Stats {
         {
             self.dirty.insert(part);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_slice_stays_so_until_it_is_a_percent_below() {
+        let mut stats = Stats::default();
+        let mut full = |used_bytes, before: &[SliceId]| {
+            stats.slice(SliceId(1), SliceStat { size_bytes: 1000, used_bytes, ..SliceStat::default() });
+            !stats.full(95, before).is_empty()
+        };
+        assert!(!full(949, &[]) && full(950, &[]));
+        assert!(full(949, &[SliceId(1)]) && full(940, &[SliceId(1)]) && !full(939, &[SliceId(1)]));
+        stats.slice(SliceId(1), SliceStat::default());
+        assert!(stats.full(95, &[]).is_empty(), "a slice that is not open yet is not full");
     }
 }

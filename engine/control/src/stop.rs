@@ -1,8 +1,13 @@
-//! A clean stop: the data cores finish, the lease is revoked, the others take over, leadership is handed
-//! on; then the core ends.
+//! A clean stop: the others take the PGs over while the data cores still work, the data cores finish, the lease is
+//! revoked, leadership is handed on; then the core ends.
+//!
+//! `/live/N` says first that the node leaves. The director then replaces its slices in every record, primaries with
+//! their consent, as in a hand-over: a PG pauses for two metadata transactions, not for as long as stores need
+//! to close.
 
-use crate::config::{Phase, STOP_CORES_MS, STOP_LEAVE_MS};
+use crate::config::{Phase, STOP_CORES_MS, STOP_HAND_OVER_MS, STOP_LEAVE_MS};
 use crate::core::ControlCore;
+use crate::director::decide::finish_hand_over;
 use crate::drive::Meta;
 use reactor::{Env, Mono};
 use std::collections::BTreeSet;
@@ -13,6 +18,11 @@ use wire::CoreId;
 pub enum Stop {
     /// Not asked for.
     No,
+    /// Others are taking over the node's PGs.
+    HandingOver {
+        /// They get no longer than this.
+        until: Mono,
+    },
     /// Data cores are finishing.
     Cores {
         /// Who has not answered.
@@ -43,9 +53,35 @@ impl ControlCore {
         }
         tracing::info!(node = %self.config.node, "stopping");
         self.config.status.set(|status| status.phase = Phase::Stopping);
+        self.registrar.set_leaving();
+        self.stop = Stop::HandingOver { until: env.now().plus_ms(STOP_HAND_OVER_MS) };
+    }
+
+    fn stop_cores(&mut self, env: &mut dyn Env) {
         self.feed.stop();
         let left = (0..self.config.data_cores).map(CoreId).collect();
         self.stop = Stop::Cores { left, until: env.now().plus_ms(STOP_CORES_MS) };
+    }
+
+    /// Whether somebody else is there who could take over, and has not yet taken over everything that can be.
+    fn has_to_give(&self) -> bool {
+        let (node, view) = (self.config.node, &self.view);
+        let others = view.live().iter().any(|(id, live)| *id != node && !live.leaving);
+        if !others || !self.registrar.is_registered() {
+            return false;
+        }
+        let told = view.live().get(&node).is_some_and(|live| live.leaving);
+        let own = |slice: &wire::SliceId| view.home(*slice).is_some_and(|home| home.node == node);
+        !told
+            || view.pgs_of_node(node).iter().any(|pg| {
+                let Some((entry, pool)) = view.pgs().get(pg).zip(view.pools().get(&pg.pool)) else {
+                    return false;
+                };
+                let session = self.registrar.session();
+                entry.record.acting.iter().any(own)
+                    && (entry.record.primary.is_some()
+                        || finish_hand_over(view, entry, pool, session).is_some())
+            })
     }
 
     pub(crate) fn core_stopped(&mut self, env: &mut dyn Env, core: CoreId) {
@@ -64,6 +100,11 @@ impl ControlCore {
     /// Does the next step of a stop when it is due.
     pub(crate) fn drive_stop(&mut self, env: &mut dyn Env) {
         let now = env.now();
+        if let Stop::HandingOver { until } = self.stop
+            && (now >= until || self.incoming.is_empty() && !self.has_to_give())
+        {
+            self.stop_cores(env);
+        }
         match &mut self.stop {
             Stop::Cores { left, until } if left.is_empty() || now >= *until => {
                 self.stop = Stop::Revoking { until: now.plus_ms(STOP_LEAVE_MS) };

@@ -1,7 +1,9 @@
 //! The cluster map, parsed. Every change is parsed once; nothing is ever read again from text.
 
 use engine::msg::Member;
-use placement::{Cluster, Image, Live, Node, PgRecord, Pool, ScrubRecord, key};
+use placement::{
+    Cluster, Drain, DrainScope, Image, Live, Node, PgRecord, Pool, ScrubRecord, Settings, Topology, key,
+};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use wire::control::{Change, KeyValue};
@@ -47,6 +49,10 @@ pub enum Touched {
     Pg(PgId),
     /// What is known of a PG's scrubs.
     Scrub(PgId),
+    /// A node is to be drained, or no longer.
+    Drain(NodeId),
+    /// `/settings`.
+    Settings,
     /// Nothing that this view holds.
     Other,
 }
@@ -62,6 +68,8 @@ pub struct View {
     images_in: BTreeMap<PoolId, usize>,
     pgs: BTreeMap<PgId, PgEntry>,
     scrubs: BTreeMap<PgId, (ScrubRecord, Revision)>,
+    drains: BTreeMap<NodeId, Drain>,
+    settings: Settings,
     homes: BTreeMap<SliceId, Home>,
     pgs_of_slice: BTreeMap<SliceId, BTreeSet<PgId>>,
     dropped: Vec<SliceId>,
@@ -96,6 +104,11 @@ impl View {
             self.apply_pool(name, item)
         } else if name.starts_with(key::IMAGES) {
             self.apply_image(name, item)
+        } else if name.starts_with(key::DRAINS) {
+            self.apply_drain(name, item)
+        } else if name == key::SETTINGS {
+            self.settings = item.and_then(parse).unwrap_or_default();
+            Touched::Settings
         } else if name == key::CLUSTER {
             self.cluster = item.and_then(parse);
             Touched::Cluster
@@ -139,6 +152,15 @@ impl View {
             self.scrubs.insert(pg, (record, item.mod_revision));
         }
         Touched::Scrub(pg)
+    }
+
+    fn apply_drain(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
+        let Some(node) = key::parse_node(name) else { return Touched::Other };
+        self.drains.remove(&node);
+        if let Some(drain) = item.and_then(parse::<Drain>) {
+            self.drains.insert(node, drain);
+        }
+        Touched::Drain(node)
     }
 
     fn apply_live(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
@@ -219,6 +241,14 @@ impl View {
     pub fn scrub(&self, pg: PgId) -> (ScrubRecord, Revision) {
         self.scrubs.get(&pg).cloned().unwrap_or_default()
     }
+    /// The nodes that are being drained.
+    pub fn drains(&self) -> &BTreeMap<NodeId, Drain> {
+        &self.drains
+    }
+    /// What holds for the whole cluster.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
     /// The PGs of a pool.
     pub fn pgs_of_pool(&self, pool: PoolId) -> impl Iterator<Item = (&PgId, &PgEntry)> {
         self.pgs.range(PgId { pool, index: 0 }..=PgId { pool, index: u32::MAX })
@@ -242,10 +272,31 @@ impl View {
         slices.flat_map(|slice| self.pgs_of_slice(slice.id)).collect()
     }
 
-    /// The process that serves a slice now: its node is up and has not given the slice up.
+    /// The process that serves a slice now: its node is up and stays, and has not given the slice up.
     pub fn up(&self, slice: SliceId) -> Option<SessionId> {
         let live = self.live.get(&self.home(slice)?.node)?;
-        (!live.failed.contains(&slice)).then_some(live.session)
+        (!live.leaving && !live.failed.contains(&slice)).then_some(live.session)
+    }
+
+    /// The slices on which clients are to put nothing more.
+    pub fn full(&self) -> BTreeSet<SliceId> {
+        self.live.values().flat_map(|live| &live.full).copied().collect()
+    }
+
+    /// Whether a slice's node is to be primary of nothing.
+    pub fn is_drained(&self, slice: SliceId) -> bool {
+        self.home(slice).is_some_and(|home| self.drains.contains_key(&home.node))
+    }
+
+    /// What placement places on: all registered nodes, drained ones leading nothing.
+    pub fn topology(&self) -> Topology {
+        Topology::new(self.nodes.values()).following(&self.drains.keys().copied().collect())
+    }
+
+    /// The nodes that are to keep no copies.
+    pub fn emptied(&self) -> BTreeSet<NodeId> {
+        let all = |(node, drain): (&NodeId, &Drain)| (drain.scope == DrainScope::Everything).then_some(*node);
+        self.drains.iter().filter_map(all).collect()
     }
 
     /// The node whose running process this is.

@@ -419,6 +419,37 @@ fn a_lost_lease_means_a_new_session_and_no_authority_under_the_old_one() {
     assert!(told[1..].iter().all(|session| *session != old), "{told:?}");
 }
 
+/// The cores of a node say of every PG that waits for it that they do not serve it any more.
+fn consent(rig: &mut Rig, node: usize) -> usize {
+    let asked: Vec<PgUpdate> = fed(rig, node)
+        .into_values()
+        .filter(|update| {
+            update.record.primary.is_none() && update.record.primary_session == rig.status(node).session
+        })
+        .collect();
+    for update in &asked {
+        let (pg, epoch) = (update.pg, update.record.epoch);
+        let report = PgReport { pg, epoch, state: "handed-over".into(), objects: 0, missing: 0 };
+        let core = (update.record.acting[0].0 % 10) as u16;
+        rig.tell(node, core, CoreMsg::PgReport(report));
+    }
+    asked.len()
+}
+
+#[test]
+fn a_stop_does_not_wait_for_ever_for_others_to_take_over() {
+    let (mut rig, nodes) = cluster(&[1, 2, 3]);
+    let mut client = rig.client();
+    client.open(&mut rig, 1);
+    create_pool(&mut rig, &mut client, "p", 3, FailureDomain::Host);
+    rig.until(1000, "PGs", |rig| nodes.iter().all(|n| fed(rig, *n).len() == 16));
+    rig.tell(nodes[0], 0, CoreMsg::Stop);
+    // No core consents.
+    let stops = |rig: &Rig| rig.told(nodes[0]).iter().filter(|(_, msg)| msg == "Stop").count();
+    let took = rig.until(2_000, "cores told to stop", |rig| stops(rig) == 2);
+    assert!(took >= 900, "it did not wait: {took} ms");
+}
+
 #[test]
 fn a_clean_stop_hands_over_at_once() {
     for stop_leader in [false, true] {
@@ -432,21 +463,30 @@ fn a_clean_stop_hands_over_at_once() {
         create_pool(&mut rig, &mut client, "p", 3, FailureDomain::Host);
         rig.until(1000, "PGs", |rig| nodes.iter().all(|n| fed(rig, *n).len() == 16));
         rig.run(2000);
+        let gone = NodeId(victim as u64 + 1);
+        let acts = |update: &PgUpdate| {
+            let acts = |m: &engine::msg::Member| m.node == gone && update.record.acting.contains(&m.slice);
+            update.members.iter().any(acts)
+        };
         rig.tell(node, 0, CoreMsg::Stop);
-        rig.run(5);
-        assert!(rig.told(node).iter().filter(|(_, msg)| msg == "Stop").count() == 2);
+        let from = rig.now_ms();
+        // While its cores still work, and primaries with their consent.
+        rig.until(100, "members replaced, primaries asked", |rig| {
+            let all = fed(rig, witness);
+            all.values().all(|update| !acts(update) || update.record.primary.is_none())
+        });
+        let asked = consent(&mut rig, node);
+        assert!(asked > 0, "it was primary of nothing");
+        rig.until(100, "taken over", |rig| {
+            fed(rig, witness).values().all(|update| update.record.primary.is_some() && !acts(update))
+        });
+        let took = rig.now_ms() - from;
+        eprintln!("taken over after {took} ms (leader stopped: {stop_leader})");
+        let stops = |rig: &Rig| rig.told(node).iter().filter(|(_, msg)| msg == "Stop").count();
+        rig.until(100, "cores told to stop", |rig| stops(rig) == 2);
         for core in 0..2 {
             rig.tell(node, core, CoreMsg::Stopped);
         }
-        let gone = NodeId(victim as u64 + 1);
-        let took = rig.until(100, "taken over", |rig| {
-            fed(rig, witness).values().all(|update| {
-                let acts =
-                    |m: &engine::msg::Member| m.node == gone && update.record.acting.contains(&m.slice);
-                update.record.primary.is_some() && !update.members.iter().any(acts)
-            })
-        });
-        eprintln!("taken over after {took} ms (leader stopped: {stop_leader})");
         rig.until(1500, "stopped", |rig| rig.status(node).phase == Phase::Stopped);
     }
 }

@@ -7,7 +7,7 @@ use control::Planted;
 use control::director::decide::{Wish, finish_hand_over, fulfil};
 use control::director::{Director, Plan, put_record};
 use control::view::{PgEntry, View};
-use placement::{Disk, FailureDomain, Live, Node, PgRecord, Pool, Slice, key};
+use placement::{Disk, Drain, DrainScope, FailureDomain, Live, Node, PgRecord, Pool, Slice, key};
 use proptest::prelude::*;
 use reactor::Mono;
 use std::collections::{BTreeMap, BTreeSet};
@@ -204,13 +204,55 @@ impl World {
     fn register(&mut self, id: u64) {
         self.dead.remove(&id);
         self.sessions += 1;
-        let live = Live { session: SessionId(self.sessions), failed: vec![] };
+        let live =
+            Live { session: SessionId(self.sessions), failed: vec![], full: Vec::new(), leaving: false };
         let record = serde_json::to_string(&node(id)).unwrap();
         let live = serde_json::to_string(&live).unwrap();
         self.write(vec![
             Write::Put { key: key::node(NodeId(id)), value: record, lease: None },
             Write::Put { key: key::live(NodeId(id)), value: live, lease: None },
         ]);
+    }
+
+    /// The process says that it is about to stop.
+    fn leave(&mut self, id: u64) {
+        if let Some(live) = self.view.live().get(&NodeId(id)).cloned() {
+            self.put(&key::live(NodeId(id)), &Live { leaving: true, ..live });
+        }
+    }
+
+    fn drain(&mut self, id: u64, scope: Option<DrainScope>) {
+        let key = key::drain(NodeId(id));
+        match scope {
+            Some(scope) => self.put(&key, &Drain { scope, since_ms: 0 }),
+            None => self.write(vec![Write::Delete { key }]),
+        }
+    }
+
+    fn set_copies(&mut self, copies: u8) {
+        let pool = self.view.pools()[&POOL].clone();
+        self.put(&key::pool(POOL), &Pool { copies, min_copies: pool.min_copies.min(copies), ..pool });
+    }
+
+    /// Time passes, and everybody does his part.
+    fn live_on(&mut self, ms: u64) {
+        for _ in 0..ms.div_ceil(100) {
+            self.settle_late();
+            self.advance(100);
+            self.recover();
+            self.consent();
+        }
+    }
+
+    fn primaries_of(&self, id: u64) -> usize {
+        let of = |slice: SliceId| slice.0 / 10 == id;
+        self.view.pgs().values().filter(|entry| entry.record.primary.is_some_and(of)).count()
+    }
+
+    fn copies_of(&self, id: u64) -> usize {
+        let named =
+            |entry: &&PgEntry| control::view::slices_of(&entry.record).iter().any(|slice| slice.0 / 10 == id);
+        self.view.pgs().values().filter(named).count()
     }
 
     fn expire(&mut self, id: u64) {
@@ -282,14 +324,22 @@ enum Step {
     Settle,
     Consent,
     Join,
+    Drain(u64, Option<DrainScope>),
+    Leave(u64),
+    Copies(u8),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let node = 1u64..6;
+    let scopes = [None, Some(DrainScope::Primaries), Some(DrainScope::Everything)];
+    let scope = prop::sample::select(scopes.to_vec());
     let step = prop_oneof![
         2 => node.clone().prop_map(Step::Die),
         3 => node.clone().prop_map(Step::Expire),
-        4 => node.prop_map(Step::Register),
+        4 => node.clone().prop_map(Step::Register),
+        2 => (node.clone(), scope).prop_map(|(node, scope)| Step::Drain(node, scope)),
+        2 => node.prop_map(Step::Leave),
+        1 => (1u8..4).prop_map(Step::Copies),
         5 => (0..PGS, 0usize..5, 0u8..3).prop_map(|(pg, member, wish)| Step::Wish(pg, member, wish)),
         1 => Just(Step::Leader),
         4 => (50u64..3000).prop_map(Step::Advance),
@@ -322,6 +372,9 @@ fn run(world: &mut World, nodes: u64, step: Step) {
         Step::Settle => world.settle_late(),
         Step::Consent => world.consent(),
         Step::Join => world.register(nodes + 1),
+        Step::Drain(id, scope) if id <= nodes => world.drain(id, scope),
+        Step::Leave(id) if id <= nodes => world.leave(id),
+        Step::Copies(copies) => world.set_copies(copies),
         _ => {}
     }
     world.direct(false);
@@ -340,27 +393,36 @@ proptest! {
         }
         // Everybody comes back; a process that is dead but still has its lease loses it first.
         for id in 1..=nodes {
-            if world.dead.contains(&id) {
+            let leaving = world.view.live().get(&NodeId(id)).is_some_and(|live| live.leaving);
+            if world.dead.contains(&id) || leaving {
                 world.expire(id);
                 world.register(id);
             }
         }
         // Hand-overs that failed make a leader wait for long before it tries again.
         run(&mut world, nodes, Step::Leader);
-        for _ in 0..240 {
-            world.settle_late();
-            world.advance(100);
-            world.recover();
-            world.consent();
-        }
+        world.live_on(24_000);
         world.advance(1000);
+        let emptied = world.view.emptied();
+        let copies = usize::from(world.view.pools()[&POOL].copies);
+        let room = world.view.nodes().len() - emptied.len() >= copies;
         prop_assert_eq!(world.view.pgs().len(), PGS as usize);
         for (pg, entry) in world.view.pgs() {
             let record = &entry.record;
             let set = |list: &[SliceId]| list.iter().copied().collect::<BTreeSet<_>>();
             prop_assert_eq!(set(&record.acting), set(&record.target), "{} {:?}", pg, record);
             prop_assert_eq!(set(&record.in_sync), set(&record.target), "{} {:?}", pg, record);
-            prop_assert_eq!(record.primary, record.target.first().copied(), "{} {:?}", pg, record);
+            prop_assert_eq!(record.target.len(), copies);
+            let home = |slice: &SliceId| NodeId(slice.0 / 10);
+            let drained = |slice: &SliceId| world.view.drains().contains_key(&home(slice));
+            if world.view.drains().is_empty() {
+                prop_assert_eq!(record.primary, record.target.first().copied(), "{} {:?}", pg, record);
+            } else if record.target.iter().any(|slice| !drained(slice)) {
+                prop_assert!(!drained(&record.primary.unwrap()), "{} {:?}", pg, record);
+            }
+            if room {
+                prop_assert!(!record.target.iter().any(|s| emptied.contains(&home(s))), "{} {:?}", pg, record);
+            }
         }
     }
 }
@@ -446,6 +508,93 @@ fn below_the_minimum_nobody_serves_and_nothing_is_forgotten() {
     for entry in world.view.pgs().values() {
         let record = &entry.record;
         assert!(record.primary.is_some() && record.acting.len() == 2, "{record:?}");
+    }
+}
+
+#[test]
+fn a_node_drained_of_primaries_gives_them_away_at_once_and_gets_them_back_when_it_is_over() {
+    let mut world = World::new(3, 3, 2);
+    world.live_on(1500);
+    assert!(world.primaries_of(1) > 0);
+    world.drain(1, Some(DrainScope::Primaries));
+    world.live_on(1500); // less than the time that a preferred primary waits for quiet
+    assert_eq!((world.primaries_of(1), world.copies_of(1)), (0, PGS as usize));
+    world.live_on(10_000);
+    assert_eq!(world.primaries_of(1), 0, "taken back");
+    world.drain(1, None);
+    world.live_on(10_000);
+    assert!(world.primaries_of(1) > 0);
+}
+
+#[test]
+fn a_drained_node_gives_its_primaries_away_while_another_is_down_and_keeps_what_nobody_else_can_serve() {
+    let mut world = World::new(3, 3, 1);
+    world.live_on(1500);
+    world.expire(3);
+    world.drain(1, Some(DrainScope::Primaries));
+    world.live_on(1500);
+    assert_eq!((world.primaries_of(1), world.primaries_of(2)), (0, PGS as usize));
+    world.expire(2);
+    world.live_on(1500);
+    assert_eq!(world.primaries_of(1), PGS as usize, "the last copy serves, drained or not");
+    world.register(2);
+    world.live_on(1500);
+    assert_eq!((world.primaries_of(1), world.primaries_of(2)), (0, PGS as usize));
+}
+
+#[test]
+fn a_drained_node_keeps_its_copies_only_where_there_is_no_other_place() {
+    let mut world = World::new(4, 3, 2);
+    world.live_on(1500);
+    assert!(world.copies_of(4) > 0);
+    world.drain(4, Some(DrainScope::Everything));
+    world.live_on(3000);
+    assert_eq!(world.copies_of(4), 0);
+    // Three nodes are left for three copies: the next one gives its primaries only.
+    world.drain(3, Some(DrainScope::Everything));
+    world.live_on(3000);
+    assert_eq!((world.primaries_of(3), world.primaries_of(4)), (0, 0));
+    for entry in world.view.pgs().values() {
+        assert_eq!((entry.record.acting.len(), entry.record.in_sync.len()), (3, 3));
+    }
+    world.drain(4, None);
+    world.live_on(3000);
+    assert_eq!(world.copies_of(3), 0, "there is room again");
+}
+
+#[test]
+fn a_leaving_node_is_replaced_while_it_still_works_and_only_with_its_consent() {
+    let mut world = World::new(3, 3, 2);
+    world.live_on(1500);
+    world.leave(1);
+    world.advance(100);
+    let waiting = |world: &World| world.view.pgs().values().filter(|e| e.record.primary.is_none()).count();
+    assert!(waiting(&world) > 0, "primaries are replaced without consent");
+    for entry in world.view.pgs().values().filter(|entry| entry.record.primary.is_some()) {
+        assert!(entry.record.acting.iter().all(|slice| slice.0 / 10 != 1), "{:?}", entry.record);
+    }
+    world.consent();
+    assert_eq!((waiting(&world), world.primaries_of(1)), (0, 0));
+    // Its end changes nothing more.
+    let records: Vec<PgRecord> = world.view.pgs().values().map(|entry| entry.record.clone()).collect();
+    world.expire(1);
+    world.advance(100);
+    assert_eq!(records, world.view.pgs().values().map(|entry| entry.record.clone()).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_number_of_copies_of_a_pool_can_be_changed() {
+    let mut world = World::new(4, 2, 1);
+    world.live_on(1500);
+    for copies in [3, 4, 1, 2] {
+        world.set_copies(copies);
+        world.live_on(6000);
+        for entry in world.view.pgs().values() {
+            let record = &entry.record;
+            let lengths = (record.target.len(), record.acting.len(), record.in_sync.len());
+            assert_eq!(lengths, (copies.into(), copies.into(), copies.into()), "{record:?}");
+            assert!(record.primary.is_some());
+        }
     }
 }
 

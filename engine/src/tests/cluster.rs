@@ -60,6 +60,8 @@ pub(super) struct Cluster {
     pub(super) lease_ms: u64,
     /// Nodes hear of a new record up to this much later, in nanoseconds.
     pub(super) news_ns: u64,
+    /// Of the pool.
+    pub(super) copies: u8,
 }
 
 impl Cluster {
@@ -89,6 +91,7 @@ impl Cluster {
             history_changes: store::HISTORY_CHANGES,
             lease_ms: 60_000,
             news_ns: 0,
+            copies: 3,
         };
         for node in 0..3 {
             cluster.prepare(node);
@@ -177,7 +180,7 @@ impl Cluster {
         let pool = Pool {
             id: PG.pool,
             name: "p".into(),
-            copies: 3,
+            copies: self.copies,
             min_copies: 1,
             pg_count: 1,
             failure_domain: Default::default(),

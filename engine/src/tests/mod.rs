@@ -5,6 +5,7 @@ mod data;
 mod failover;
 mod origins;
 mod peering;
+mod priority;
 mod random;
 mod refusals;
 mod returning;

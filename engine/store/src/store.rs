@@ -301,16 +301,23 @@ impl SliceStore {
         (end < self.index.slots()).then_some(ListCursor(end))
     }
 
+    /// Bytes in use and bytes free, as in `stats`.
+    pub fn space(&self) -> (u64, u64) {
+        let free = self.available() + self.log.recyclable();
+        let block = BLOCK_BYTES as u64;
+        (self.blocks.saturating_sub(free) * block, free * block)
+    }
+
     /// Counters and gauges.
     pub fn stats(&self) -> StoreStats {
         let block = BLOCK_BYTES as u64;
-        let free = self.available() + self.log.recyclable();
+        let (used_bytes, free_bytes) = self.space();
         StoreStats {
             objects: self.index.objects(),
             tombstones: self.index.tombstones(),
             data_blocks: self.index.data_blocks(),
-            used_bytes: self.blocks.saturating_sub(free) * block,
-            free_bytes: free * block,
+            used_bytes,
+            free_bytes,
             reserve_bytes: self.reserve() * block,
             commits: self.counters.commits,
             mutations: self.counters.mutations,

@@ -8,6 +8,8 @@
 //! - Nobody replaces a primary whose process still has its lease, except with that process's consent: it
 //!   may be out of our sight and serve reads all the same. Until then the record names no primary, keeps
 //!   `primary_session`, and has the former primary first in `acting`.
+//!
+//! A drained node's slice becomes primary only where no other in-sync member is up.
 
 use crate::view::{PgEntry, View};
 use placement::{PgRecord, Pool};
@@ -110,7 +112,7 @@ impl Situation<'_> {
         let eligible = if self.any_primary { &acting } else { &synced };
         let primary = match fence {
             _ if !enough => None,
-            Fence::Free => eligible.first().copied(),
+            Fence::Free => eligible.iter().find(|s| !self.view.is_drained(**s)).or(eligible.first()).copied(),
             Fence::Only(former) => eligible.contains(&former).then_some(former),
             Fence::Nobody => None,
         };
@@ -176,8 +178,24 @@ impl Situation<'_> {
         })
     }
 
+    /// Whether a drained node should give its primary to another member, which can take it now. The PG need not
+    /// be clean for that: what the new primary lacks nobody has acknowledged.
+    pub fn wants_relief(&self, record: &PgRecord) -> bool {
+        let Some(primary) = record.primary.filter(|primary| self.view.is_drained(*primary)) else {
+            return false;
+        };
+        let takes = |slice: &&SliceId| self.up(**slice) && !self.view.is_drained(**slice);
+        record.acting.iter().filter(takes).any(|slice| record.in_sync.contains(slice))
+            && self.fence(record) == Fence::Only(primary)
+    }
+
     /// Whether the PG is clean and another member should be its primary.
     pub fn wants_hand_over(&self, record: &PgRecord) -> bool {
+        // To a drained node only from one that is to have no copy at all.
+        let stays = record.primary.is_some_and(|primary| self.target.contains(&primary));
+        if stays && self.target.first().is_some_and(|first| self.view.is_drained(*first)) {
+            return false;
+        }
         let allowed = |slice: &SliceId| self.target.contains(slice) || record.primary == Some(*slice);
         let ready = |slice: &SliceId| {
             self.up(*slice) && record.acting.contains(slice) && record.in_sync.contains(slice)

@@ -7,10 +7,12 @@
 //! compares the record's revision.
 
 pub mod decide;
+pub mod handover;
 
 use crate::planted::{Bug, Planted};
 use crate::view::{PgEntry, Touched, View};
 use decide::{Situation, begin_hand_over};
+use handover::{Halfway, HandOvers, Why};
 use placement::{Assigner, LOOKS_PER_STEP, PgRecord, PlacementError, Pool, Rule, Topology, key};
 use reactor::Mono;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,16 +34,6 @@ pub const PGS_PER_STEP: usize = 128;
 pub const SETTLE_MS: u64 = 1_000;
 /// How long a live member that a primary has thrown out stays out, in milliseconds.
 pub const HOLD_MS: u64 = 5_000;
-/// How long a PG must be clean, and the cluster without arrivals and departures, before its primary is
-/// handed to the preferred member, in milliseconds.
-pub const HAND_OVER_AFTER_MS: u64 = 2_000;
-/// Hand-overs at once: each stops its PG for some milliseconds.
-pub const HAND_OVERS: usize = 8;
-/// How long the present primary may take to consent before it is reinstated, in milliseconds.
-pub const CONSENT_MS: u64 = 300;
-/// After a hand-over that got no consent there is none for so long, in milliseconds; twice as long after
-/// each further one. It was in vain and cost its PG `CONSENT_MS`.
-pub const HAND_OVER_PAUSE_MS: std::ops::RangeInclusive<u64> = 5_000..=600_000;
 /// Pause after the metadata store could not take a transaction, in milliseconds.
 const RETRY_MS: u64 = 20;
 
@@ -83,28 +75,20 @@ struct Leading {
     paused_until: Mono,
     /// Nodes that have gone since it leads.
     lost: BTreeSet<NodeId>,
-    /// Last arrival or departure of a node.
-    quiet_since: Mono,
     dirty: BTreeSet<PgId>,
     restarted: BTreeSet<PgId>,
     dirty_pools: BTreeSet<PoolId>,
     /// What the targets were computed from.
     topology: Arc<Topology>,
+    /// Nodes that are to keep no copies.
+    emptied: BTreeSet<NodeId>,
     /// The pool that is being placed.
     placing: Option<(PoolId, Assigner)>,
     retarget: BTreeSet<PoolId>,
     targets: BTreeMap<PoolId, Vec<Vec<SliceId>>>,
     problems: BTreeMap<PoolId, PlacementError>,
     held: BTreeMap<(PgId, SliceId), Mono>,
-    /// PGs that would like another primary, since when.
-    unpreferred: BTreeMap<PgId, Mono>,
-    /// PGs between the halves of a hand-over, and when it fails.
-    handing: BTreeMap<PgId, Mono>,
-    hand_overs_from: Mono,
-    /// The next pause after a failure.
-    hand_over_pause_ms: u64,
-    /// The last hand-over has succeeded: several at once may be tried.
-    handed_over: bool,
+    hand_overs: HandOvers,
     in_flight: BTreeMap<u64, Batch>,
     busy: BTreeSet<PgId>,
     unreachable: BTreeSet<NodeId>,
@@ -149,21 +133,17 @@ impl Director {
             settled: false,
             paused_until: now,
             lost: BTreeSet::new(),
-            quiet_since: now,
             dirty: view.pgs().keys().copied().collect(),
             restarted: BTreeSet::new(),
             dirty_pools: view.pools().keys().copied().collect(),
-            topology: Arc::new(Topology::new(view.nodes().values())),
+            topology: Arc::new(view.topology()),
+            emptied: view.emptied(),
             placing: None,
             retarget: view.pools().keys().copied().collect(),
             targets: BTreeMap::new(),
             problems: BTreeMap::new(),
             held: BTreeMap::new(),
-            unpreferred: BTreeMap::new(),
-            handing: BTreeMap::new(),
-            hand_overs_from: now,
-            hand_over_pause_ms: *HAND_OVER_PAUSE_MS.start(),
-            handed_over: false,
+            hand_overs: HandOvers::new(now),
             in_flight: BTreeMap::new(),
             busy: BTreeSet::new(),
             unreachable: BTreeSet::new(),
@@ -181,10 +161,12 @@ impl Director {
         match touched {
             Touched::Pg(pg) => leading.touched_pg(view, pg, now),
             Touched::Live { node, before } => {
-                leading.quiet_since = now;
                 // Merged, not inserted one by one: a node may take part in thousands.
                 let mut pgs = view.pgs_of_node(node);
                 let session = view.live().get(&node).map(|live| live.session);
+                if session != before {
+                    leading.hand_overs.disturbed(now);
+                }
                 if before.is_some() && session.is_some() && session != before {
                     leading.restarted.append(&mut pgs.clone());
                 }
@@ -198,11 +180,12 @@ impl Director {
                 }
                 leading.dirty.append(&mut pgs);
             }
-            Touched::Node(node) => {
+            Touched::Node(node) | Touched::Drain(node) => {
                 // A node that registers again as it was moves nothing.
-                let topology = Topology::new(view.nodes().values());
-                if topology != *leading.topology {
+                let (topology, emptied) = (view.topology(), view.emptied());
+                if topology != *leading.topology || emptied != leading.emptied {
                     leading.topology = Arc::new(topology);
+                    leading.emptied = emptied;
                     leading.retarget.extend(view.pools().keys());
                 }
                 leading.dirty.append(&mut view.pgs_of_node(node));
@@ -215,7 +198,7 @@ impl Director {
             Touched::Image(pool) => {
                 leading.dirty_pools.insert(pool);
             }
-            Touched::Cluster | Touched::Scrub(_) | Touched::Other => {}
+            Touched::Cluster | Touched::Scrub(_) | Touched::Settings | Touched::Other => {}
         }
     }
 
@@ -237,18 +220,12 @@ impl Director {
             leading.dirty.extend(view.pgs().keys());
             leading.dirty_pools.extend(view.pools().keys());
         }
-        let due = |(key, at): (&PgId, &Mono)| (*at <= now).then_some(*key);
-        leading.dirty.extend(leading.handing.iter().filter_map(due));
+        leading.dirty.extend(leading.hand_overs.due(now));
         let expired: Vec<(PgId, SliceId)> =
             leading.held.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();
         for key in expired {
             leading.held.remove(&key);
             leading.dirty.insert(key.0);
-        }
-        if leading.may_hand_over(now) {
-            let ripe =
-                leading.unpreferred.iter().filter(|(_, since)| now >= since.plus_ms(HAND_OVER_AFTER_MS));
-            leading.dirty.extend(ripe.map(|(pg, _)| *pg).take(HAND_OVERS));
         }
     }
 
@@ -338,18 +315,13 @@ impl Leading {
     fn touched_pg(&mut self, view: &View, pg: PgId, now: Mono) {
         self.dirty.insert(pg);
         let Some(entry) = view.pgs().get(&pg) else {
-            self.unpreferred.remove(&pg);
-            self.handing.remove(&pg);
+            self.hand_overs.forget(pg);
             self.restarted.remove(&pg);
             self.dirty_pools.insert(pg.pool);
             return;
         };
-        if entry.record.primary.is_some() && self.handing.remove(&pg).is_some() {
-            self.unpreferred.remove(&pg);
-            if entry.record.primary == entry.record.target.first().copied() {
-                self.handed_over = true;
-                self.hand_over_pause_ms = *HAND_OVER_PAUSE_MS.start();
-            }
+        if entry.record.primary.is_some() {
+            self.hand_overs.written(pg, &entry.record);
         }
         for slice in view.dropped() {
             if entry.record.target.contains(slice) && view.up(*slice).is_some() {
@@ -357,13 +329,6 @@ impl Leading {
                 self.held.entry((pg, *slice)).or_insert_with(|| now.plus_ms(HOLD_MS));
             }
         }
-    }
-
-    fn may_hand_over(&self, now: Mono) -> bool {
-        let at_once = if self.handed_over { HAND_OVERS } else { 1 };
-        self.handing.len() < at_once
-            && now >= self.hand_overs_from
-            && now >= self.quiet_since.plus_ms(HAND_OVER_AFTER_MS)
     }
 
     /// Follows placement, one pool after the other, in bounded steps.
@@ -403,7 +368,15 @@ impl Leading {
                 slot.clone_from(&entry.record.target);
             }
         }
-        match Assigner::new(self.topology.clone(), rule_of(pool), previous) {
+        let mut assigner = Err(PlacementError::Copies(0));
+        if !self.emptied.is_empty() {
+            let rest = Arc::new(self.topology.without(&self.emptied));
+            assigner = Assigner::new(rest, rule_of(pool), previous.clone());
+            if let Err(error) = &assigner {
+                tracing::warn!(pool = pool.name, %error, "copies stay on drained nodes");
+            }
+        }
+        match assigner.or_else(|_| Assigner::new(self.topology.clone(), rule_of(pool), previous)) {
             Ok(assigner) => {
                 self.problems.remove(&id);
                 self.placing = Some((id, assigner));
@@ -496,35 +469,26 @@ impl Leading {
         now: Mono,
     ) -> Option<PgRecord> {
         if entry.record.primary.is_some() {
-            self.handing.remove(&pg); // the first half has not been written
+            self.hand_overs.not_begun(pg);
         }
-        if let Some(deadline) = self.handing.get(&pg) {
-            let all_up = entry.record.acting.iter().all(|s| situation.view.up(*s).is_some());
-            if now < *deadline && all_up {
-                return None;
-            }
-            self.handing.remove(&pg);
-            if all_up {
-                tracing::warn!(%pg, "no consent to a hand-over, its primary stays");
-                self.hand_overs_from = now.plus_ms(self.hand_over_pause_ms);
-                self.hand_over_pause_ms = (self.hand_over_pause_ms * 2).min(*HAND_OVER_PAUSE_MS.end());
-                self.handed_over = false;
-            }
+        let members_up = entry.record.acting.iter().all(|s| situation.view.up(*s).is_some());
+        if self.hand_overs.halfway(pg, members_up, now) == Halfway::Wait {
+            return None;
         }
         if let Some(next) = situation.next(entry) {
-            self.unpreferred.remove(&pg);
+            self.hand_overs.unwanted(pg);
             return Some(next);
         }
-        if !situation.wants_hand_over(&entry.record) {
-            self.unpreferred.remove(&pg);
+        let why = if situation.wants_relief(&entry.record) {
+            Some(Why::Drained)
+        } else {
+            situation.wants_hand_over(&entry.record).then_some(Why::Preferred)
+        };
+        let (Some(why), Some(former)) = (why, entry.record.primary) else {
+            self.hand_overs.unwanted(pg);
             return None;
-        }
-        let since = *self.unpreferred.entry(pg).or_insert(now);
-        if now < since.plus_ms(HAND_OVER_AFTER_MS) || !self.may_hand_over(now) {
-            return None;
-        }
-        self.handing.insert(pg, now.plus_ms(CONSENT_MS));
-        Some(begin_hand_over(&entry.record))
+        };
+        self.hand_overs.want(pg, why, former, now).then(|| begin_hand_over(&entry.record))
     }
 }
 
