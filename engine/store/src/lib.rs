@@ -15,6 +15,7 @@ mod cache;
 pub mod check;
 mod checkpoint;
 pub mod commit;
+mod device;
 mod index;
 mod lists;
 mod open;
