@@ -234,6 +234,7 @@ impl DataCore {
         self.expire_hellos(env);
         self.forget_peers(env);
         self.rest_stores();
+        self.watch_disks(env);
         self.slice_stats();
         self.repeat_reports(env);
         self.end_superseded(env);
@@ -253,6 +254,7 @@ impl DataCore {
                 self.reconsider_all(env);
             }
             CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
+            CoreMsg::GiveUp { slice, why } => self.told_to_give_up(env, slice, why),
             CoreMsg::Stop => self.stop(env),
             other => tracing::warn!(?other, "a data core got a message meant for the control core"),
         }

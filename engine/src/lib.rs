@@ -9,7 +9,7 @@
 //! It may know `wire`, `placement`, `store` and `reactor`'s traits. Start reading at `core` (tables, routing),
 //! then `append`, `commit` and `read` (the data path), `member` (the other side), `origins` (changes sent
 //! again), `config_change`, `activate` and `peering` (from record to serving), `recovery`, `purge`
-//! and `scrub` (the background).
+//! and `scrub` (the background), `slices` and `disk_health` (what a disk does, and when it goes).
 
 mod activate;
 mod append;
@@ -17,6 +17,7 @@ mod commit;
 mod config;
 mod config_change;
 mod core;
+mod disk_health;
 mod hash;
 mod member;
 pub mod metrics;
@@ -39,7 +40,7 @@ mod slices;
 mod tests;
 
 pub use crate::core::DataCore;
-pub use config::{DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
+pub use config::{DISK_TIMEOUT_S, DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
 pub use msg::CoreMsg;
 pub use origins::ORIGINS_PER_PG_MAX;
 pub use planted::Planted;

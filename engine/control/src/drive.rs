@@ -48,6 +48,8 @@ pub enum Asker {
     Stats(SessionId),
     /// What a scrub found.
     Scrubs,
+    /// Generations of the node's slices.
+    Marks,
 }
 
 /// Changes that are being taken over.
@@ -221,6 +223,7 @@ impl ControlCore {
                 }
             }
             Touched::Scrub(_) => self.scrubs.touched(),
+            Touched::Disk(disk) => self.disk_touched(disk),
             Touched::Cluster | Touched::Image(_) | Touched::Other => {}
         }
     }
@@ -262,6 +265,10 @@ impl ControlCore {
             }
             if self.stop == crate::stop::Stop::No {
                 self.plan_scrubs(env);
+            }
+            let process = self.registrar.process();
+            if let Some(request) = self.marks.plan(&self.config, &self.view, session, process, now) {
+                self.ask(env, Asker::Marks, request);
             }
         }
     }
@@ -305,6 +312,9 @@ impl ControlCore {
                         self.feed.lease(self.authority);
                     }
                 }
+                Do::Refuse(slices) => {
+                    slices.into_iter().for_each(|(slice, why)| self.refuse_slice(slice, why));
+                }
                 Do::Fail(error) => self.fail(error),
                 Do::Revoked => self.revoked(env),
             }
@@ -324,6 +334,7 @@ impl ControlCore {
             Asker::Director(batch) => self.director.on_reply(batch, &reply, now),
             Asker::Wishes(batch) => self.wishes.on_reply(&self.view, batch, &reply),
             Asker::Scrubs => self.scrubs.on_reply(&reply, now),
+            Asker::Marks => self.marks.on_reply(),
             Asker::Stats(session) => {
                 if session == self.registrar.session() {
                     self.stats.on_reply(matches!(reply, MetaReply::Applied { .. }));

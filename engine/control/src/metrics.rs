@@ -21,6 +21,7 @@ pub struct ControlMetrics {
     pub(crate) director_records: IntGauge,
     pub(crate) director_conflicts: IntGauge,
     pub(crate) unplaced_pools: IntGauge,
+    pub(crate) failed_slices: IntGaugeVec,
     registry: Registry,
 }
 
@@ -79,6 +80,13 @@ impl ControlMetrics {
                 "drystone_director_unplaced_pools",
                 "Pools that cannot be placed on the present nodes; known on the leader only.",
             )?,
+            failed_slices: {
+                let opts =
+                    Opts::new("drystone_slice_failed", "Slices of this node that do not serve; always 1.");
+                let gauge = IntGaugeVec::new(opts, &["slice", "disk", "path", "reason"])?;
+                registry.register(Box::new(gauge.clone()))?;
+                gauge
+            },
             registry: registry.clone(),
         };
         labelled("drystone_build_info", "Software version; always 1.", "version")?

@@ -1,11 +1,11 @@
 //! The cluster map, parsed. Every change is parsed once; nothing is ever read again from text.
 
 use engine::msg::Member;
-use placement::{Cluster, Image, Live, Node, PgRecord, Pool, ScrubRecord, key};
+use placement::{Cluster, DiskRecord, Image, Live, Node, PgRecord, Pool, ScrubRecord, key};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use wire::control::{Change, KeyValue};
-use wire::{ImageId, NodeId, PgId, PoolId, Revision, SessionId, SliceId};
+use wire::{DiskUuid, ImageId, NodeId, PgId, PoolId, Revision, SessionId, SliceId};
 
 /// A PG's record with the revision to compare against.
 #[derive(Clone, PartialEq, Debug)]
@@ -43,6 +43,8 @@ pub enum Touched {
         /// Its process before.
         before: Option<SessionId>,
     },
+    /// What is known of a disk.
+    Disk(DiskUuid),
     /// A PG's record.
     Pg(PgId),
     /// What is known of a PG's scrubs.
@@ -57,6 +59,7 @@ pub struct View {
     cluster: Option<Cluster>,
     nodes: BTreeMap<NodeId, Node>,
     live: BTreeMap<NodeId, Live>,
+    disks: BTreeMap<DiskUuid, (DiskRecord, Revision)>,
     pools: BTreeMap<PoolId, Pool>,
     images: BTreeMap<ImageId, PoolId>,
     images_in: BTreeMap<PoolId, usize>,
@@ -90,6 +93,8 @@ impl View {
             self.apply_scrub(name, item)
         } else if name.starts_with(key::LIVE) {
             self.apply_live(name, item)
+        } else if name.starts_with(key::DISKS) {
+            self.apply_disk(name, item)
         } else if name.starts_with(key::NODES) {
             self.apply_node(name, item)
         } else if name.starts_with(key::POOLS) {
@@ -150,6 +155,15 @@ impl View {
         Touched::Live { node, before }
     }
 
+    fn apply_disk(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
+        let Some(disk) = key::parse_disk(name) else { return Touched::Other };
+        self.disks.remove(&disk);
+        if let Some((item, record)) = item.and_then(|item| Some((item, parse::<DiskRecord>(item)?))) {
+            self.disks.insert(disk, (record, item.mod_revision));
+        }
+        Touched::Disk(disk)
+    }
+
     fn apply_node(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
         let Some(id) = key::parse_node(name) else { return Touched::Other };
         self.nodes.remove(&id);
@@ -202,6 +216,10 @@ impl View {
     /// The nodes that are up.
     pub fn live(&self) -> &BTreeMap<NodeId, Live> {
         &self.live
+    }
+    /// What is known of a disk, and the revision that says it.
+    pub fn disk(&self, disk: DiskUuid) -> Option<(&DiskRecord, Revision)> {
+        self.disks.get(&disk).map(|(record, revision)| (record, *revision))
     }
     /// The pools.
     pub fn pools(&self) -> &BTreeMap<PoolId, Pool> {

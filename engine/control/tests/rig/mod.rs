@@ -4,6 +4,7 @@
 
 use control::{ControlConfig, ControlCore, ControlStatus, MetaRegion, Planted, StatusInner, Voter};
 use engine::CoreMsg;
+use engine::msg::Opened;
 use placement::{Disk, Slice};
 use reactor::*;
 use std::cell::RefCell;
@@ -241,7 +242,8 @@ impl Rig {
             voters: self.voters.clone(),
             meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: 8 << 20 }),
             data_cores: 2,
-            disks: vec![Disk { uuid: DiskUuid(u128::from(id)), slices }],
+            disks: vec![Disk { uuid: DiskUuid(u128::from(id)), path: String::new(), slices }],
+            problems: Vec::new(),
             session: None,
             lease_ttl_ms: control::LEASE_TTL_MS,
             lease_renew_ms: control::LEASE_RENEW_MS,
@@ -272,10 +274,19 @@ impl Rig {
         let service = party.service.as_mut().unwrap();
         service.start(&mut party.env);
         service.flush(&mut party.env);
+        // Every start finds its slices further than the one before left them.
+        let generation = self.shared.borrow().seq + 1;
         for core in 0..2 {
             let addr = SocketAddr::from(([127, 0, 0, 1], 8000 + id as u16 * 10 + core));
             self.tell(me, core, CoreMsg::Listening { addr });
-            self.tell(me, core, CoreMsg::SliceOpened { slice: slice(id, core), result: Ok(1 << 30) });
+            self.tell(
+                me,
+                core,
+                CoreMsg::SliceOpened {
+                    slice: slice(id, core),
+                    result: Ok(Opened { size_bytes: 1 << 30, generation }),
+                },
+            );
         }
         me
     }
