@@ -97,6 +97,9 @@ pub const PURGE_PARALLEL: usize = 8;
 pub const REPORT_INTERVAL_MS: u64 = 200;
 /// Housekeeping: statistics, forgotten peers, repeated reports, in milliseconds.
 pub const TICK_MS: u64 = 1_000;
+/// Ticks that a primary waits for the record of a newer epoch that a member has shown: records come within
+/// milliseconds, after an election of the metadata group within a second.
+pub const SUPERSEDED_TICKS_MAX: u32 = 3;
 /// How long `Stop` waits for operations in flight, in milliseconds.
 pub const STOP_LIMIT_MS: u64 = 500;
 /// Messages for the control core that may wait for room in the mesh before reports are dropped (they are
