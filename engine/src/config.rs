@@ -102,6 +102,9 @@ pub const TICK_MS: u64 = 1_000;
 pub const SUPERSEDED_TICKS_MAX: u32 = 3;
 /// How long `Stop` waits for operations in flight, in milliseconds.
 pub const STOP_LIMIT_MS: u64 = 500;
+/// How long closing a slice may take, in milliseconds, before the stop goes on without it: its disk hangs. The
+/// process gives up after eight seconds in all. What is acknowledged is durable anyway.
+pub const CLOSE_LIMIT_MS: u64 = 5_000;
 /// Messages for the control core that may wait for room in the mesh before reports are dropped (they are
 /// repeated): several per PG.
 pub const OUTBOX_MAX: usize = 8_192;

@@ -50,8 +50,8 @@ pub(crate) enum Life {
     Running,
     /// Waiting for operations in flight, until then at the latest.
     Draining(Mono),
-    /// Stores are closing.
-    Closing,
+    /// Stores are closing, until then at the latest.
+    Closing(Mono),
     Stopped,
 }
 
@@ -224,7 +224,7 @@ impl DataCore {
         if let Some(at) = self.send_reports(env) {
             next = next.min(at);
         }
-        if let Life::Draining(until) = self.life {
+        if let Life::Draining(until) | Life::Closing(until) = self.life {
             next = next.min(until);
         }
         self.wake_at(env, next);
@@ -274,12 +274,19 @@ impl DataCore {
         if let Life::Draining(until) = self.life
             && (env.now() >= until || (self.ops.len() == 0 && self.subs.len() == 0))
         {
-            self.life = Life::Closing;
+            let until = env.now().plus_ms(CLOSE_LIMIT_MS);
+            self.life = Life::Closing(until);
+            self.wake_at(env, until);
             for slice in &mut self.slices {
                 slice.close(env);
             }
         }
-        if self.life == Life::Closing && self.slices.iter().all(SliceState::is_closed) {
+        if let Life::Closing(until) = self.life
+            && env.now() >= until
+        {
+            self.give_up_unclosed(env);
+        }
+        if matches!(self.life, Life::Closing(_)) && self.slices.iter().all(SliceState::is_closed) {
             self.life = Life::Stopped;
             self.slice_stats();
             self.tell(CoreMsg::Stopped);

@@ -181,6 +181,15 @@ impl DataCore {
         }
     }
 
+    /// A stop does not wait for disks that do not end what they were given.
+    pub(crate) fn give_up_unclosed(&mut self, env: &mut dyn Env) {
+        for at in 0..self.slices.len() {
+            if self.slices.get(at).is_some_and(|slice| !slice.is_closed()) {
+                self.give_up(env, at, "disk hangs: the slice could not be closed".to_owned(), Extent::Slice);
+            }
+        }
+    }
+
     /// Goes on without a slice: whoever waits for its store gets an answer now, its PGs get other members.
     pub(crate) fn give_up(&mut self, env: &mut dyn Env, at: usize, why: String, extent: Extent) {
         let Some(slice) = self.slices.get_mut(at) else { return };

@@ -213,3 +213,18 @@ fn a_disk_that_hangs_while_it_opens_does_not_hold_up_its_node() {
         c.told().iter().any(|(node, msg)| *node == 2 && matches!(msg, CoreMsg::Stopped))
     });
 }
+
+#[test]
+fn a_stop_does_not_wait_for_a_disk_that_hangs() {
+    let (mut cluster, conn) = clean(14, 4);
+    cluster.disk(0, |disk| disk.hangs = true);
+    cluster.write(conn, 0, 1, 9);
+    cluster.pass(100);
+    let begin = cluster.world.borrow().now;
+    cluster.tell(0, CoreMsg::Stop);
+    cluster.wait("the core to stop", |c| {
+        c.told().iter().any(|(node, msg)| *node == 0 && matches!(msg, CoreMsg::Stopped))
+    });
+    let took_ms = (cluster.world.borrow().now - begin) / 1_000_000;
+    assert!(took_ms < 7_000, "{took_ms} ms");
+}

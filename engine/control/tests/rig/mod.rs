@@ -41,6 +41,8 @@ struct Shared {
     mesh: Vec<(usize, CoreId, CoreMsg)>,
     /// Nodes whose frames are lost, both ways.
     cut: BTreeSet<usize>,
+    /// By how much wall clocks are wrong, in milliseconds.
+    wall_off: BTreeMap<usize, i64>,
 }
 
 impl Shared {
@@ -72,7 +74,9 @@ impl Clock for RigEnv {
         Mono(self.shared.borrow().now)
     }
     fn wall(&self) -> WallMs {
-        WallMs(1_700_000_000_000 + self.shared.borrow().now / MS)
+        let shared = self.shared.borrow();
+        let off = shared.wall_off.get(&self.me).copied().unwrap_or(0);
+        WallMs((1_700_000_000_000 + shared.now / MS).saturating_add_signed(off))
     }
 }
 
@@ -294,6 +298,11 @@ impl Rig {
     pub fn start_node(&mut self, id: u64) -> usize {
         let config = self.config(id);
         self.start(config, None)
+    }
+
+    /// Participants' wall clocks are wrong by so much from now on.
+    pub fn set_clocks(&mut self, off_ms: &[(usize, i64)]) {
+        self.shared.borrow_mut().wall_off = off_ms.iter().copied().collect();
     }
 
     /// A data core says something.
