@@ -254,7 +254,7 @@ impl DataCore {
                 self.reconsider_all(env);
             }
             CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
-            CoreMsg::GiveUp { slice, why } => self.told_to_give_up(env, slice, why),
+            CoreMsg::GiveUp { slice, why, spared } => self.told_to_give_up(env, slice, why, spared),
             CoreMsg::Stop => self.stop(env),
             other => tracing::warn!(?other, "a data core got a message meant for the control core"),
         }

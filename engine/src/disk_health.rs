@@ -1,6 +1,7 @@
 //! What a slice's device shows, and when that is reason enough to go on without the slice.
 //!
-//! A write that fails stops the store by itself: what the device did to it is unknown. Everything else is
+//! A write that fails stops the store by itself, because what the device did to it is unknown, and takes the
+//! disk's other slices along where other copies are there. Everything else is
 //! judged here, once per tick. Ticks are counted, not time: a process that was stopped for a while must not
 //! take its own absence for a disk that hangs.
 //!
@@ -40,6 +41,8 @@ const SERVICE_WEIGHT: u64 = 8;
 pub enum Extent {
     /// This slice.
     Slice,
+    /// The disk is not to be trusted any more: its other slices go, too, where other copies are there.
+    DiskWhereSpared,
     /// The whole disk.
     Disk,
 }
@@ -155,7 +158,9 @@ impl DataCore {
             match slice.watch.tick(now, timeout) {
                 Verdict::Fine => {}
                 Verdict::Stuck(why) => self.give_up(env, at, why, Extent::Disk),
-                Verdict::Bad(why) if self.can_spare(at) => self.give_up(env, at, why, Extent::Slice),
+                Verdict::Bad(why) if self.can_spare(at) => {
+                    self.give_up(env, at, why, Extent::DiskWhereSpared);
+                }
                 Verdict::Bad(why) => {
                     let slice = self.slices.get(at).map(|slice| slice.id).unwrap_or_default();
                     tracing::warn!(%slice, why, "a bad slice stays: it holds the only copy of something");
@@ -175,8 +180,8 @@ impl DataCore {
     }
 
     /// The control core wants a slice out.
-    pub(crate) fn told_to_give_up(&mut self, env: &mut dyn Env, slice: SliceId, why: String) {
-        if let Some(at) = self.slice_at(slice) {
+    pub(crate) fn told_to_give_up(&mut self, env: &mut dyn Env, slice: SliceId, why: String, spared: bool) {
+        if let Some(at) = self.slice_at(slice).filter(|at| !spared || self.can_spare(*at)) {
             self.give_up(env, at, why, Extent::Slice);
         }
     }
@@ -206,9 +211,10 @@ impl DataCore {
         self.tell(CoreMsg::SliceFailed { slice: id, why: why.clone(), extent });
         self.slice_stats();
         self.slice_failed(env, at);
-        if extent == Extent::Disk {
+        if extent != Extent::Slice {
             for other in 0..self.slices.len() {
-                if self.slices.get(other).is_some_and(|slice| slice.disk() == disk) {
+                let same = self.slices.get(other).is_some_and(|slice| slice.disk() == disk);
+                if same && (extent == Extent::Disk || self.can_spare(other)) {
                     self.give_up(env, other, why.clone(), Extent::Slice);
                 }
             }

@@ -109,6 +109,8 @@ pub enum CoreMsg {
         slice: SliceId,
         /// Why, for a person.
         why: String,
+        /// Only if other copies of all that it holds are there.
+        spared: bool,
     },
     /// Finish what is in flight, close the slices, answer `Stopped`.
     Stop,

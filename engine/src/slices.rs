@@ -194,7 +194,9 @@ impl DataCore {
     fn check_store(&mut self, env: &mut dyn Env, at: usize) {
         let Some(slice) = self.slices.get(at).filter(|slice| slice.life == SliceLife::Open) else { return };
         if let Some(error) = slice.store.as_ref().and_then(SliceStore::failure) {
-            self.give_up(env, at, error.to_string(), Extent::Slice);
+            let device = matches!(error, StoreError::Failed(_) | StoreError::Io);
+            let extent = if device { Extent::DiskWhereSpared } else { Extent::Slice };
+            self.give_up(env, at, error.to_string(), extent);
         }
     }
 

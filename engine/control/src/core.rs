@@ -306,8 +306,8 @@ impl ControlCore {
             }
             CoreMsg::SliceFailed { slice, why, extent } => {
                 self.slice_failed(slice, &why);
-                if extent == Extent::Disk {
-                    self.disk_failed(slice, &why);
+                if extent != Extent::Slice {
+                    self.disk_failed(slice, &why, extent == Extent::DiskWhereSpared);
                 }
                 self.check_ready();
             }

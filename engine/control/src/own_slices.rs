@@ -17,11 +17,11 @@ impl ControlCore {
     }
 
     /// The other slices of the disk go, too, whichever cores they belong to.
-    pub(crate) fn disk_failed(&mut self, slice: SliceId, why: &str) {
+    pub(crate) fn disk_failed(&mut self, slice: SliceId, why: &str, spared: bool) {
         let disk = self.config.disks.iter().find(|disk| disk.slices.iter().any(|own| own.id == slice));
         let others = disk.into_iter().flat_map(|disk| &disk.slices).filter(|own| own.id != slice);
         for other in others {
-            let msg = CoreMsg::GiveUp { slice: other.id, why: why.to_owned() };
+            let msg = CoreMsg::GiveUp { slice: other.id, why: why.to_owned(), spared };
             self.feed.order(CoreId(other.core), msg);
         }
     }
@@ -35,7 +35,7 @@ impl ControlCore {
         let mut own = self.config.disks.iter().flat_map(|disk| &disk.slices);
         match own.find(|own| own.id == slice).map(|own| own.core) {
             Some(core) => {
-                self.feed.order(CoreId(core), CoreMsg::GiveUp { slice, why: why.clone() });
+                self.feed.order(CoreId(core), CoreMsg::GiveUp { slice, why: why.clone(), spared: false });
             }
             None => {
                 let state = format!("failed: {why}");

@@ -55,7 +55,7 @@ fn names(record: &PgRecord, slice: SliceId) -> bool {
 
 fn given_up(rig: &Rig, node: usize) -> Vec<(u16, SliceId, String)> {
     rig.with_told(node, |(_, core, msg)| match msg {
-        CoreMsg::GiveUp { slice, why } => Some((core.0, *slice, why.clone())),
+        CoreMsg::GiveUp { slice, why, .. } => Some((core.0, *slice, why.clone())),
         _ => None,
     })
 }
