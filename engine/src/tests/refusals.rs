@@ -256,7 +256,7 @@ fn answer_garbage(
         *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let random = *seed >> 16;
         let kind = KINDS[random as usize % KINDS.len()];
-        let mut header = Header::new(kind, random << 7 | random % 16);
+        let mut header = Header::new(kind, (random << 7) | (random % 16));
         header.pg = PG;
         header.slice = slice((random % 3) as usize);
         header.epoch = Epoch(random % 9);

@@ -139,6 +139,9 @@ fn whichever_device_write_fails_the_slice_opens_again_with_everything_acknowledg
                     }
                 }
             }
+            // An orderly end writes a checkpoint: pages, nodes, superblocks.
+            store.close(&mut env);
+            settle(&mut env, &mut store);
             let whole = failure.is_none() && store.failure().is_none();
             env.writes_left = None;
             let mut store = try_open(&mut env, geometry, options).expect("it opens").0;
