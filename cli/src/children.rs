@@ -65,6 +65,8 @@ pub struct FleetNode {
     pub dir: PathBuf,
     /// Its disk.
     pub disk: PathBuf,
+    /// Further disks, if it has any.
+    pub more_disks: Vec<PathBuf>,
     /// Its control address.
     pub control: SocketAddr,
     /// Where it serves, once it does.
@@ -116,7 +118,8 @@ impl Fleet {
                     .args(["--cluster-id", &cluster.to_string()]),
             )?;
             let host = format!("host{id}");
-            nodes.push(FleetNode { id, host, dir, disk, control, addresses: None, child: None });
+            let more_disks = Vec::new();
+            nodes.push(FleetNode { id, host, dir, disk, more_disks, control, addresses: None, child: None });
         }
         Ok(Self { cluster, nodes, plan })
     }
@@ -146,6 +149,7 @@ impl Fleet {
             .arg(&node.dir)
             .arg("--disk")
             .arg(&node.disk)
+            .args(node.more_disks.iter().flat_map(|disk| [Path::new("--disk"), disk.as_path()]))
             .arg("--die-with-parent")
             .args(&self.plan.flags)
             .env("RUST_LOG", &self.plan.log)
@@ -153,6 +157,11 @@ impl Fleet {
             .process_group(0)
             .stdin(Stdio::null());
         command
+    }
+
+    /// Further flags for nodes started from now on.
+    pub fn add_flags(&mut self, flags: &[&str]) {
+        self.plan.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
     }
 
     /// Starts all nodes at once and waits until each is ready.

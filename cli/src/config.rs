@@ -32,6 +32,9 @@ pub const META_BYTES_RANGE: std::ops::RangeInclusive<u64> = consensus::bounds::R
 pub const DEFAULT_SCRUB_RATE: ByteSize = ByteSize(engine::SCRUB_BYTES_PER_SECOND);
 /// Slowest and fastest scrubs: slower ones would not get through a disk in its life.
 pub const SCRUB_RATE_RANGE: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 30;
+/// Shortest and longest time until a hanging disk is given up, in seconds: it is looked at once per second, and
+/// a healthy drive may pause for one.
+pub const DISK_TIMEOUT_RANGE: std::ops::RangeInclusive<u64> = 2..=600;
 /// Data cores of one node: core numbers are 16 bits, and no machine here has more CPUs than this.
 pub const CORES_MAX: u16 = 1024;
 
@@ -164,6 +167,11 @@ section! {
         #[example = "\"100MiB\""]
         #[default = "48MiB"]
         scrub_rate: ByteSize,
+        /// Seconds after which a disk that ends none of its operations is given up: its slices leave their
+        /// placement groups, which go on with other copies. Until then their writes wait. 2 to 600.
+        #[example = "30"]
+        #[default = "10"]
+        disk_timeout: u32,
     }
 }
 
@@ -235,6 +243,8 @@ pub struct NodeConfig {
     pub meta_bytes: u64,
     /// Bytes per second for scrubs.
     pub scrub_rate: u64,
+    /// Seconds until a disk that hangs is given up.
+    pub disk_timeout: u32,
 }
 
 impl NodeConfig {
@@ -331,6 +341,7 @@ impl ConfigFile {
             buffer_bytes: node.buffer_bytes.unwrap_or(DEFAULT_BUFFER_BYTES).0,
             meta_bytes: node.meta_bytes.unwrap_or(DEFAULT_META_BYTES).0,
             scrub_rate: node.scrub_rate.unwrap_or(DEFAULT_SCRUB_RATE).0,
+            disk_timeout: node.disk_timeout.unwrap_or(engine::DISK_TIMEOUT_S),
         };
         config.check()?;
         Ok(config)
@@ -370,6 +381,7 @@ impl NodeConfig {
         in_range("node.buffer_bytes", self.buffer_bytes, BUFFER_BYTES_RANGE)?;
         in_range("node.meta_bytes", self.meta_bytes, META_BYTES_RANGE)?;
         in_range("node.scrub_rate", self.scrub_rate, SCRUB_RATE_RANGE)?;
+        in_range("node.disk_timeout", u64::from(self.disk_timeout), DISK_TIMEOUT_RANGE)?;
         if !self.meta_bytes.is_multiple_of(wire::BLOCK_BYTES as u64) {
             return Err(bad("node.meta_bytes", "must be a multiple of 4096"));
         }

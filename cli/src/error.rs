@@ -177,6 +177,12 @@ pub enum DiskProblem {
         /// This one.
         ours: wire::NodeId,
     },
+    /// The same disk under another path too.
+    #[error("the disk is the same as {other}: one of the two is a copy")]
+    Twice {
+        /// The other path.
+        other: PathBuf,
+    },
     /// Both copies of the superblock are unusable.
     #[error("the superblock is unusable ({first}; second copy: {second})")]
     Superblock {
@@ -256,6 +262,11 @@ impl DiskProblem {
             }
             Self::OtherNode { .. } => {
                 "move the disk back, or check node.id and node.disks in the configuration".into()
+            }
+            Self::Twice { .. } => {
+                "take the copy out of the configuration; if you do not know which it is, the \
+                one that the cluster refuses as an older copy"
+                    .into()
             }
             Self::Superblock { .. } => format!("see what is left of it: drystone disk check {path}"),
             Self::Truncated { .. } => "is the partition table, or the file, what it was?".into(),

@@ -2,6 +2,7 @@
 //! demonstration and tests wait for.
 
 use crate::cluster::{Cluster, decode};
+use crate::disk_status::{self, DiskStatus};
 use crate::error::CliError;
 use placement::{Drain, DrainScope, Image, Live, Node, NodeStats, PgRecord, Pool, Settings, key};
 use serde::Serialize;
@@ -104,6 +105,8 @@ pub struct ClusterStatus {
     pub problems: Vec<String>,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
+    /// Its disks.
+    pub disks: Vec<DiskStatus>,
     /// Its pools.
     pub pools: Vec<PoolStatus>,
     /// Its placement groups.
@@ -229,8 +232,9 @@ impl ClusterStatus {
             pools.push(status);
         }
         let nodes: Vec<NodeStatus> = raw.nodes.iter().map(|node| raw.node(node)).collect();
-        let (health, problems) = judge(&nodes, &pools, raw);
-        Self { cluster, health, problems, nodes, pools, pgs, images: raw.images.len() }
+        let disks = disk_status::disks(&raw.nodes, &raw.live, &raw.stats);
+        let (health, problems) = judge(&nodes, &disks, &pools, raw);
+        Self { cluster, health, problems, nodes, disks, pools, pgs, images: raw.images.len() }
     }
 
     /// Whether every placement group of every pool serves.
@@ -286,7 +290,12 @@ impl ClusterStatus {
     }
 }
 
-fn judge(nodes: &[NodeStatus], pools: &[PoolStatus], raw: &Raw) -> (Health, Vec<String>) {
+fn judge(
+    nodes: &[NodeStatus],
+    disks: &[DiskStatus],
+    pools: &[PoolStatus],
+    raw: &Raw,
+) -> (Health, Vec<String>) {
     let mut problems = Vec::new();
     let mut health = Health::Ok;
     let mut found = |worse: Health, problem: String| {
@@ -317,9 +326,15 @@ fn judge(nodes: &[NodeStatus], pools: &[PoolStatus], raw: &Raw) -> (Health, Vec<
     for (health, problem) in fullness(raw) {
         found(health, problem);
     }
-    for (node, stats) in &raw.stats {
-        for (slice, stat) in stats.slices.iter().filter(|(_, stat)| stat.state.starts_with("failed")) {
-            found(Health::Warning, format!("slice {slice} of node {node}: {}", stat.state));
+    for problem in disks.iter().filter_map(DiskStatus::problem) {
+        found(Health::Warning, problem);
+    }
+    for node in &raw.nodes {
+        for problem in &node.problems {
+            found(
+                Health::Warning,
+                format!("node {} ({}) runs without a disk: {problem}", node.id, node.host),
+            );
         }
     }
     for pool in pools {

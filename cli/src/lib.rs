@@ -16,6 +16,7 @@ pub mod cmd;
 pub mod config;
 pub mod deadline;
 pub mod demo;
+pub mod disk_status;
 pub mod disks;
 pub mod error;
 pub mod fio;

@@ -89,6 +89,114 @@ fn strangers_on_every_port_are_turned_away_and_nobody_else_notices() {
     }
 }
 
+/// A server that answers whatever it is told with bytes that mean nothing. Ends with the test.
+struct Babbler {
+    at: SocketAddr,
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    answered: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+#[allow(clippy::disallowed_methods, reason = "a stranger knows nothing of the seam")]
+impl Babbler {
+    fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (stop, answered): (std::sync::Arc<std::sync::atomic::AtomicBool>, _) = Default::default();
+        let this = Self { at: listener.local_addr().unwrap(), stop, answered };
+        let (stop, answered) = (this.stop.clone(), this.answered.clone());
+        std::thread::spawn(move || {
+            for (seed, stream) in (1..).zip(listener.incoming()) {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(mut stream) = stream else { continue };
+                let mut asked = [0; 4096];
+                let _ = stream.read(&mut asked).and_then(|_| stream.write_all(&pattern(seed, 100_000)));
+                answered.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        this
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "a stranger knows nothing of the seam")]
+impl Drop for Babbler {
+    fn drop(&mut self) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let _ = TcpStream::connect(self.at);
+    }
+}
+
+#[test]
+fn a_voter_that_answers_garbage_is_left_for_another() {
+    let cluster = TestCluster::start(3);
+    let (babbler, other) = (Babbler::start(), Babbler::start());
+    let disk = cluster.dir.path().join("fourth");
+    cluster.prepare_disk(&disk);
+    let mut node = Command::new(common::binary());
+    node.args(["node", "--cluster-id", &cluster.fleet.cluster.to_string(), "--id", "4", "--host", "host4"])
+        .args(["--die-with-parent", "--http", "127.0.0.1:0", "--cores", "1", "--cpus", "none"])
+        .args(["--control", &free_ports(1).unwrap()[0].to_string()])
+        // Most of what it is told about voters is wrong.
+        .args(["--voter", &format!("7@{}", babbler.at), "--voter", &format!("8@{}", other.at)])
+        .args(["--voter", &format!("1@{}", cluster.fleet.nodes[0].control)])
+        .arg("--data-dir")
+        .arg(cluster.dir.path().join("data4"))
+        .arg("--disk")
+        .arg(&disk)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::fs::File::create(cluster.dir.path().join("log4")).unwrap());
+    let mut child = node.spawn().unwrap();
+    let up = || cli::health::ClusterStatus::read(&mut cluster.admin()).unwrap().nodes_up();
+    let count = |one: &Babbler| one.answered.load(std::sync::atomic::Ordering::Relaxed);
+    let answered = || count(&babbler) + count(&other);
+    wait_until("the node to be served by the good voter", || up() == 4);
+    // Whichever it asked first: the command line asks the babbler too, and goes on to the next.
+    let both = format!("{},{}", babbler.at, cluster.fleet.nodes[0].control);
+    let output = Command::new(common::binary()).args(["--cluster", &both, "status"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(answered() > 0, "somebody has asked it");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn storms_of_connections_leak_no_descriptors() {
+    let cluster = TestCluster::with_image(3, 16 << 20);
+    let client = cluster.client();
+    let image = client.open("i", OpenMode::ReadWrite).unwrap();
+    image.write_at(0, &pattern(1, 4096)).unwrap();
+    let open_files = |index: usize| {
+        let pid = cluster.fleet.pid(index).unwrap();
+        std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+    };
+    let before: Vec<usize> = (0..3).map(open_files).collect();
+    let ports = listeners(&cluster);
+    let hello = frame(FrameKind::Hello, 0);
+    for round in 0..200 {
+        for to in &ports {
+            #[allow(clippy::disallowed_methods, reason = "a stranger knows nothing of the seam")]
+            let mut stream = TcpStream::connect(to).unwrap();
+            // Some say nothing, some half a greeting, some a bad one; all are gone at once.
+            let said = match round % 3 {
+                0 => &[],
+                1 => &hello[..hello.len() / 2],
+                _ => &hello[..],
+            };
+            let _ = stream.write_all(said);
+        }
+    }
+    // Clients of our own come and go, too.
+    for _ in 0..20 {
+        cluster.client().open("i", OpenMode::ReadOnly).unwrap();
+    }
+    wait_until("every descriptor to be closed", || {
+        (0..3).all(|index| open_files(index) <= before[index] + 4)
+    });
+    image.write_at(4096, &pattern(2, 4096)).unwrap();
+    cluster.wait_clean();
+}
+
 #[test]
 fn half_a_frame_and_silence_hold_nothing_up() {
     let cluster = TestCluster::with_image(1, 16 << 20);

@@ -34,6 +34,8 @@ pub struct DataCoreConfig {
     pub store: StoreOptions,
     /// Bytes that scrubs on this core may read from its own slices per second; members read as much beside.
     pub scrub_bytes_per_second: u64,
+    /// A disk that ends no operation for so long, in seconds, is given up.
+    pub disk_timeout_s: u32,
     /// A deliberate bug, for the simulator's proof that it sees.
     pub planted: Planted,
 }
@@ -93,6 +95,10 @@ pub const RECOVERY_RETRY_MS: u64 = 1_000;
 /// What scrubs on a node read per second when nothing is said: a full 4 TB disk in a day, and a small part of what
 /// any SSD reads.
 pub const SCRUB_BYTES_PER_SECOND: u64 = 48 << 20;
+/// How long a disk may end nothing before it is given up when nothing is said, in seconds. Longer than any pause
+/// of a healthy drive; shorter than the half minute after which the kernel gives up, because until then the
+/// writes of its PGs wait.
+pub const DISK_TIMEOUT_S: u32 = 10;
 /// Objects checked by scrubs at once on one core while no client is waiting.
 pub const SCRUB_PARALLEL: usize = 4;
 /// The same while clients are being served.
@@ -108,8 +114,14 @@ pub const PURGE_PARALLEL: usize = 8;
 pub const REPORT_INTERVAL_MS: u64 = 200;
 /// Housekeeping: statistics, forgotten peers, repeated reports, in milliseconds.
 pub const TICK_MS: u64 = 1_000;
+/// Ticks that a primary waits for the record of a newer epoch that a member has shown: records come within
+/// milliseconds, after an election of the metadata group within a second.
+pub const SUPERSEDED_TICKS_MAX: u32 = 3;
 /// How long `Stop` waits for operations in flight, in milliseconds.
 pub const STOP_LIMIT_MS: u64 = 500;
+/// How long closing a slice may take, in milliseconds, before the stop goes on without it: its disk hangs. The
+/// process gives up after eight seconds in all. What is acknowledged is durable anyway.
+pub const CLOSE_LIMIT_MS: u64 = 5_000;
 /// Messages for the control core that may wait for room in the mesh before reports are dropped (they are
 /// repeated): several per PG.
 pub const OUTBOX_MAX: usize = 8_192;

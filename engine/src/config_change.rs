@@ -5,11 +5,11 @@
 //!   completed against the new members; members that stay keep what is known of them.
 //! - Primary otherwise: *fresh*. Nothing is known of the members; everything is compared.
 
-use crate::config::PGS_MAX;
+use crate::config::{PGS_MAX, SUPERSEDED_TICKS_MAX};
 use crate::core::DataCore;
 use crate::msg::{CoreMsg, PgReport, PgUpdate};
 use crate::op::{HOLD, LOCAL, MEMBERS_MAX, OpKind, Stage};
-use crate::pg::{LocalMember, MemberState, Pg, Phase, Primary};
+use crate::pg::{Link, LocalMember, MemberState, Pg, Phase, Primary};
 use crate::slab::Key;
 use crate::slices::SliceLife;
 use placement::PgRecord;
@@ -201,6 +201,7 @@ impl DataCore {
                 phase: Phase::Settling,
                 served: false,
                 superseded: false,
+                superseded_ticks: 0,
                 members,
                 own: Vec::new(),
                 hints: None,
@@ -326,23 +327,41 @@ impl DataCore {
     }
 
     /// A member has shown a newer epoch: start nothing more until its record arrives. That record may
-    /// well name this process again; then what is in flight goes on.
+    /// well name this process again; then what is in flight goes on. What was shown is no promise of ours:
+    /// it may be wrong, and only records are believed for good.
     pub(crate) fn supersede(&mut self, key: Key, epoch: Epoch) {
         let Some(pg) = self.pgs.get_mut(key) else { return };
-        if epoch > pg.promised {
-            pg.promised = epoch;
-            pg.promised_primary = None;
-        }
         if let Some(primary) = pg.primary.as_deref_mut()
             && primary.epoch < epoch
+            && !primary.superseded
         {
             primary.superseded = true;
+            primary.superseded_ticks = 0;
         }
     }
 
-    /// Primaries that were shown a newer epoch and whose lease is over wait for nothing any more.
+    /// Primaries that were shown a newer epoch and whose lease is over wait for nothing any more. While the
+    /// lease holds nobody else can have become primary without asking this process; so a record that has not
+    /// come after several ticks does not exist, or is of no consequence yet. Members are asked for the
+    /// promise once more: they hold the present record, or a newer one.
     pub(crate) fn end_superseded(&mut self, env: &mut dyn Env) {
         if self.lease_holds(env) {
+            for (_, pg) in self.pgs.iter_mut() {
+                let id = pg.id;
+                let Some(primary) = pg.primary.as_deref_mut().filter(|primary| primary.superseded) else {
+                    continue;
+                };
+                primary.superseded_ticks += 1;
+                if primary.superseded_ticks < SUPERSEDED_TICKS_MAX {
+                    continue;
+                }
+                tracing::error!(pg = %id, epoch = %primary.epoch, "no record of the newer epoch that a member has shown");
+                primary.superseded = false;
+                for member in primary.members.iter_mut().filter(|member| member.link == Link::Activating) {
+                    member.link = Link::Down;
+                }
+            }
+            self.retry_activates(env);
             return;
         }
         let ended: Vec<Key> = self

@@ -52,8 +52,8 @@ pub(crate) enum Life {
     Running,
     /// Waiting for operations in flight, until then at the latest.
     Draining(Mono),
-    /// Stores are closing.
-    Closing,
+    /// Stores are closing, until then at the latest.
+    Closing(Mono),
     Stopped,
 }
 
@@ -241,7 +241,7 @@ impl DataCore {
         if let Some(at) = self.send_reports(env) {
             next = next.min(at);
         }
-        if let Life::Draining(until) = self.life {
+        if let Life::Draining(until) | Life::Closing(until) = self.life {
             next = next.min(until);
         }
         self.wake_at(env, next);
@@ -251,6 +251,7 @@ impl DataCore {
         self.expire_hellos(env);
         self.forget_peers(env);
         self.rest_stores();
+        self.watch_disks(env);
         self.slice_stats();
         self.repeat_reports(env);
         self.end_superseded(env);
@@ -272,6 +273,7 @@ impl DataCore {
             CoreMsg::Settings(settings) => self.decreed.settings = settings,
             CoreMsg::Full { slices } => self.decreed.full = slices,
             CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
+            CoreMsg::GiveUp { slice, why, spared } => self.told_to_give_up(env, slice, why, spared),
             CoreMsg::Stop => self.stop(env),
             other => tracing::warn!(?other, "a data core got a message meant for the control core"),
         }
@@ -291,12 +293,19 @@ impl DataCore {
         if let Life::Draining(until) = self.life
             && (env.now() >= until || (self.ops.len() == 0 && self.subs.len() == 0))
         {
-            self.life = Life::Closing;
+            let until = env.now().plus_ms(CLOSE_LIMIT_MS);
+            self.life = Life::Closing(until);
+            self.wake_at(env, until);
             for slice in &mut self.slices {
                 slice.close(env);
             }
         }
-        if self.life == Life::Closing && self.slices.iter().all(SliceState::is_closed) {
+        if let Life::Closing(until) = self.life
+            && env.now() >= until
+        {
+            self.give_up_unclosed(env);
+        }
+        if matches!(self.life, Life::Closing(_)) && self.slices.iter().all(SliceState::is_closed) {
             self.life = Life::Stopped;
             self.slice_stats();
             self.tell(CoreMsg::Stopped);

@@ -9,7 +9,8 @@
 //! It may know `wire`, `placement`, `store` and `reactor`'s traits. Start reading at `core` (tables, routing),
 //! then `append`, `commit` and `read` (the data path), `member` (the other side), `origins` (changes sent
 //! again), `config_change`, `activate`, `peering` and `listing` (from record to serving), `recovery`, `priority`,
-//! `purge` and `scrub` (the background), which `share` keeps from getting in clients' way.
+//! `purge` and `scrub` (the background), which `share` keeps from getting in clients' way, `slices` and
+//! `disk_health` (what a disk does, and when it goes).
 
 mod activate;
 mod append;
@@ -17,6 +18,7 @@ mod commit;
 mod config;
 mod config_change;
 mod core;
+mod disk_health;
 mod hash;
 mod listing;
 mod member;
@@ -42,7 +44,7 @@ mod slices;
 mod tests;
 
 pub use crate::core::DataCore;
-pub use config::{DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
+pub use config::{DISK_TIMEOUT_S, DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
 pub use msg::CoreMsg;
 pub use origins::ORIGINS_PER_PG_MAX;
 pub use planted::Planted;

@@ -445,7 +445,9 @@ impl DataCore {
         self.answer_list(env, conn, header, &bytes);
     }
 
-    /// A primary asks for a promise.
+    /// A primary asks for a promise. Only a record can tell that there is such an epoch and who its primary is:
+    /// until this node has it, the question waits. Believing the sender would let one bad frame lock the PG
+    /// out for as long as its epoch is ahead.
     fn activate(&mut self, env: &mut dyn Env, conn: ConnId, at: usize, header: Header) {
         let Some(key) = self.pg_entry(header.pg) else {
             return self.answer_status(env, conn, &header, Status::Busy);
@@ -467,40 +469,47 @@ impl DataCore {
             let slice = header.slice;
             pg.locals.push(LocalMember::new(at, slice));
         }
+        let mut displaced = None;
         if let Some(local) = pg.local_mut(header.slice) {
-            local.activating = Some((conn, header));
+            displaced = local.activating.replace((conn, header));
             local.origins.forget_expected();
+        }
+        // Whoever asked under another epoch asks again, if it is still primary.
+        if let Some((conn, other)) = displaced.filter(|(_, other)| other.epoch != header.epoch) {
+            self.answer_status(env, conn, &other, Status::NotActive);
+        }
+        self.answer_activate(env, key, at);
+    }
+
+    /// Confirms a promise once the control core has spoken of its epoch (a process that has just started does
+    /// not remember what it promised before, and its control core's first word is younger than that), and
+    /// once everything done before is durable and counted.
+    pub(crate) fn answer_activate(&mut self, env: &mut dyn Env, key: Key, at: usize) {
+        let Some(pg) = self.pgs.get_mut(key) else { return };
+        let known = pg.update.as_ref().map(|update| update.record.epoch);
+        let Some(local) = pg.locals.iter_mut().find(|local| local.at == at) else { return };
+        let Some((conn, header)) = local.activating else { return };
+        if known.is_none_or(|known| header.epoch > known) {
+            return;
         }
         // Whoever was primary here under an older epoch is not any more.
         if self.primary(key).is_some_and(|primary| primary.epoch < header.epoch) {
             self.step_down(env, key, Status::StaleEpoch);
         }
-        if let Some(pg) = self.pgs.get_mut(key) {
-            pg.promised = pg.promised.max(header.epoch);
-            pg.promised_primary = Some(header.primary);
-        }
-        self.answer_activate(env, key, at);
-    }
-
-    /// Confirms a promise once everything done before is durable and counted, and once the control core has spoken of
-    /// the PG: a process that has just started does not remember what it promised before, and its control
-    /// core's first word is younger than that.
-    pub(crate) fn answer_activate(&mut self, env: &mut dyn Env, key: Key, at: usize) {
-        let Some(pg) = self.pgs.get_mut(key) else { return };
-        let (known, promised, id) = (pg.update.is_some(), pg.promised, pg.id);
-        let Some(local) = pg.locals.iter_mut().find(|local| local.at == at) else { return };
-        if !known || local.inflight > 0 || local.activating.is_none() {
-            return;
-        }
+        let Some(pg) = self.pgs.get(key) else { return };
+        let (promised, primary, id) = (pg.promised, pg.promised_primary, pg.id);
         // The primary will want to know what the slice holds of the PG.
         if self.group(at, id).is_none() {
             return;
         }
         let local = self.pgs.get_mut(key).and_then(|pg| pg.locals.iter_mut().find(|local| local.at == at));
-        let Some(local) = local else { return };
-        let Some((conn, header)) = local.activating.take() else { return };
+        let Some(local) = local.filter(|local| local.inflight == 0) else { return };
+        local.activating = None;
         if header.epoch < promised && !self.config.planted.has(Bug::SkipEpochCheck) {
             return self.refuse_sub(env, conn, &header, Status::StaleEpoch, promised);
+        }
+        if header.epoch == promised && primary != Some(header.primary) {
+            return self.answer_status(env, conn, &header, Status::NotPrimary);
         }
         local.activated = header.epoch;
         self.prune_origins(key, at);

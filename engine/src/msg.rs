@@ -3,6 +3,7 @@
 //! Control only: no client data takes this way. The mesh's `Box<dyn Any + Send>` holds the `CoreMsg`
 //! itself: `into_mesh` and `from_mesh` are the two ends.
 
+pub use crate::disk_health::Extent;
 use placement::{PgRecord, Pool, ScrubDepth, Settings};
 use reactor::{MeshMsg, Mono};
 use std::collections::BTreeSet;
@@ -65,6 +66,16 @@ pub struct ScrubReport {
     pub errors: u64,
 }
 
+/// A slice that has been opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// Usable bytes.
+    pub size_bytes: u64,
+    /// Number of its superblock: rises with every open and every checkpoint, and is durable. A slice that
+    /// comes with a lower number than it once had is an older copy of itself.
+    pub generation: u64,
+}
+
 /// Mesh messages of a node.
 #[derive(Debug)]
 pub enum CoreMsg {
@@ -100,6 +111,15 @@ pub enum CoreMsg {
         /// How thoroughly.
         depth: ScrubDepth,
     },
+    /// This slice must not serve: its disk has failed elsewhere, or is not what the cluster knows.
+    GiveUp {
+        /// Which.
+        slice: SliceId,
+        /// Why, for a person.
+        why: String,
+        /// Only if other copies of all that it holds are there.
+        spared: bool,
+    },
     /// Finish what is in flight, close the slices, answer `Stopped`.
     Stop,
 
@@ -108,8 +128,17 @@ pub enum CoreMsg {
     SliceOpened {
         /// Which.
         slice: SliceId,
-        /// Usable bytes, or why it failed.
-        result: Result<u64, String>,
+        /// What was opened, or why it failed.
+        result: Result<Opened, String>,
+    },
+    /// The slice serves no more.
+    SliceFailed {
+        /// Which.
+        slice: SliceId,
+        /// Why, for a person.
+        why: String,
+        /// Whether the other slices of its disk have to go, too.
+        extent: Extent,
     },
     /// Where this core listens; sent once after start.
     Listening {
@@ -158,6 +187,8 @@ pub enum CoreMsg {
         slice: SliceId,
         /// Numbers.
         stat: placement::SliceStat,
+        /// As in `Opened`; 0 while it is not known.
+        generation: u64,
     },
     /// A scrub has been through all objects of a PG.
     Scrubbed(ScrubReport),

@@ -180,7 +180,13 @@ impl DataCore {
                     self.answer_status(env, conn, &frame.header, wire::Status::Ok);
                 }
             }
-            (kind, _) => tracing::warn!(?kind, "a peer answered what was not asked"),
+            (kind, _) => {
+                let Some(peer) = self.peers.get(at) else { return };
+                tracing::error!(node = %peer.node, addr = %peer.addr, ?kind, "a peer answers what was not asked: cut off");
+                if let PeerState::Up(conn) = peer.state {
+                    env.close(conn, false);
+                }
+            }
         }
     }
 

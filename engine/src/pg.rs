@@ -208,6 +208,8 @@ pub(crate) struct Primary {
     pub(crate) served: bool,
     /// A member has shown a newer epoch: nothing more is started under this one.
     pub(crate) superseded: bool,
+    /// Ticks since then.
+    pub(crate) superseded_ticks: u32,
     /// The other acting members; their order gives the bits of `Op::pending`.
     pub(crate) members: Vec<MemberState>,
     /// Own objects in order, while listing.

@@ -33,9 +33,11 @@ impl DataCore {
         if let Err(error) = result {
             let status = match error {
                 // The slice is on its way out: a new record is due.
-                StoreError::NotOpen | StoreError::Failed(_) | StoreError::Damaged | StoreError::Io => {
-                    Status::NotActive
-                }
+                StoreError::NotOpen
+                | StoreError::Failed(_)
+                | StoreError::Damaged
+                | StoreError::Abandoned
+                | StoreError::Io => Status::NotActive,
                 other => other.status(),
             };
             self.fail(env, key, status);
@@ -62,9 +64,9 @@ impl DataCore {
                 op.retries += 1;
                 self.read_again_repaired(env, key);
             }
-            Err(StoreError::Failed(_) | StoreError::Damaged | StoreError::NotOpen) => {
-                self.fail(env, key, Status::NotActive);
-            }
+            Err(
+                StoreError::Failed(_) | StoreError::Damaged | StoreError::Abandoned | StoreError::NotOpen,
+            ) => self.fail(env, key, Status::NotActive),
             Err(error) => self.fail(env, key, error.status()),
         }
     }

@@ -2,7 +2,8 @@
 
 use crate::config::SliceConfig;
 use crate::core::{DataCore, TOKEN_SLICES, ticket};
-use crate::msg::CoreMsg;
+use crate::disk_health::{Extent, Watch};
+use crate::msg::{CoreMsg, Opened};
 use crate::slab::{KEY_BITS, Key};
 use placement::SliceStat;
 use reactor::{ConnId, DiskError, DiskIndex, DiskOp, Env, Frame, Token};
@@ -35,7 +36,9 @@ pub(crate) struct SliceState {
     pub(crate) parked: VecDeque<(ConnId, Frame)>,
     /// Something was submitted since the last flush.
     pub(crate) has_unflushed: bool,
-    reported: Option<SliceStat>,
+    /// What its device has shown.
+    pub(crate) watch: Watch,
+    reported: Option<(SliceStat, u64)>,
 }
 
 impl SliceState {
@@ -49,6 +52,7 @@ impl SliceState {
             life: SliceLife::Opening,
             parked: VecDeque::new(),
             has_unflushed: false,
+            watch: Watch::default(),
             reported: None,
         }
     }
@@ -92,12 +96,19 @@ impl SliceState {
         matches!(self.life, SliceLife::Closed | SliceLife::Failed(_)) || self.store.is_none()
     }
 
+    /// See `Opened::generation`.
+    fn generation(&self) -> u64 {
+        self.store.as_ref().map_or(0, |store| store.superblock().number)
+    }
+
     fn stat(&self) -> SliceStat {
         let stats = self.store.as_ref().map(SliceStore::stats).unwrap_or_default();
         SliceStat {
             size_bytes: stats.used_bytes + stats.free_bytes,
             used_bytes: stats.used_bytes,
             objects: stats.objects - stats.tombstones.min(stats.objects),
+            service_us: self.watch.service_us(),
+            read_errors: self.watch.errors(),
             state: match &self.life {
                 SliceLife::Opening => "opening".to_owned(),
                 SliceLife::Open => "open".to_owned(),
@@ -138,6 +149,10 @@ impl DataCore {
     ) {
         let Some(at) = ((token.0 >> KEY_BITS) as u8).checked_sub(TOKEN_SLICES) else { return };
         let at = usize::from(at);
+        // No later operation can succeed, whatever this one was.
+        if let Err(error @ (DiskError::Gone | DiskError::Truncated)) = result {
+            self.give_up(env, at, error.to_string(), Extent::Disk);
+        }
         let Some(slice) = self.slices.get_mut(at) else { return };
         let Some(store) = slice.store.as_mut() else { return };
         store.on_event(env, token, result, op);
@@ -171,7 +186,18 @@ impl DataCore {
             any = true;
             self.store_event(env, at, event);
         }
+        self.check_store(env, at);
         any
+    }
+
+    /// A store may stop with nobody waiting for it: while it writes a checkpoint, say.
+    fn check_store(&mut self, env: &mut dyn Env, at: usize) {
+        let Some(slice) = self.slices.get(at).filter(|slice| slice.life == SliceLife::Open) else { return };
+        if let Some(error) = slice.store.as_ref().and_then(SliceStore::failure) {
+            let device = matches!(error, StoreError::Failed(_) | StoreError::Io);
+            let extent = if device { Extent::DiskWhereSpared } else { Extent::Slice };
+            self.give_up(env, at, error.to_string(), extent);
+        }
     }
 
     fn store_event(&mut self, env: &mut dyn Env, at: usize, event: StoreEvent) {
@@ -191,14 +217,14 @@ impl DataCore {
             StoreEvent::Read { ticket, result } => {
                 let (_, key) = Key::untag(ticket);
                 if let Err(error) = &result {
-                    self.store_failure(env, at, *error);
+                    self.read_failure(env, at, *error);
                 }
                 self.read_done(env, key, result);
             }
             StoreEvent::Object { ticket, result } => {
                 let (class, key) = Key::untag(ticket);
                 if let Err(error) = &result {
-                    self.store_failure(env, at, *error);
+                    self.read_failure(env, at, *error);
                 }
                 match class {
                     ticket::HEAL_READ => self.heal_read_done(env, key, result),
@@ -231,8 +257,8 @@ impl DataCore {
             Ok(report) => {
                 tracing::info!(slice = %id, objects = report.objects, commits = report.commits, "slice is open");
                 slice.life = SliceLife::Open;
-                let stats = slice.stat();
-                Ok(stats.size_bytes)
+                let generation = slice.generation();
+                Ok(Opened { size_bytes: slice.stat().size_bytes, generation })
             }
             Err(error) => {
                 tracing::error!(slice = %id, disk = slice.disk().0, %error, "slice does not open");
@@ -244,25 +270,26 @@ impl DataCore {
         self.reconsider_all(env);
     }
 
-    /// Looks at a store's error: when the store itself has stopped, the slice has failed.
+    /// Counts a store's error; when the store itself has stopped, the slice has failed.
     fn store_failure(&mut self, env: &mut dyn Env, at: usize, error: StoreError) {
-        let Some(slice) = self.slices.get_mut(at) else { return };
         if let Some(metrics) = self.metrics.slices.get(at) {
             match error {
                 StoreError::Corrupt => metrics.corrupt.add(1),
-                StoreError::Busy | StoreError::NotOpen => {}
+                StoreError::Busy | StoreError::NotOpen | StoreError::Abandoned => {}
                 _ => metrics.failures.add(1),
             }
         }
-        if !matches!(error, StoreError::Failed(_) | StoreError::Damaged) || slice.life != SliceLife::Open {
-            return;
+        self.check_store(env, at);
+    }
+
+    /// A read met an unreadable or damaged block.
+    fn read_failure(&mut self, env: &mut dyn Env, at: usize, error: StoreError) {
+        if matches!(error, StoreError::Corrupt | StoreError::Io)
+            && let Some(slice) = self.slices.get_mut(at)
+        {
+            slice.watch.read_error();
         }
-        let id = slice.id;
-        tracing::error!(slice = %id, disk = slice.disk().0, %error, "slice has failed");
-        slice.life = SliceLife::Failed(error.to_string());
-        self.tell(CoreMsg::SliceOpened { slice: id, result: Err(error.to_string()) });
-        self.slice_stats();
-        self.slice_failed(env, at);
+        self.store_failure(env, at, error);
     }
 
     /// Lets stores with nothing under way settle what they have written last.
@@ -289,11 +316,15 @@ impl DataCore {
                 metrics.used_bytes.set(stat.used_bytes);
                 metrics.objects.set(stat.objects);
                 metrics.memory_bytes.set(memory.index_bytes + memory.overlay_bytes + memory.cache_bytes);
+                metrics.device_ops.set(memory.device_ops);
+                metrics.device_wait_ns.set(memory.device_wait_ns);
+                metrics.device_busy_ns.set(memory.device_busy_ns);
             }
-            if slice.reported.as_ref() != Some(&stat) {
-                slice.reported = Some(stat.clone());
+            let generation = slice.generation();
+            if slice.reported.as_ref() != Some(&(stat.clone(), generation)) {
+                slice.reported = Some((stat.clone(), generation));
                 let slice = slice.id;
-                self.tell(CoreMsg::SliceStat { slice, stat });
+                self.tell(CoreMsg::SliceStat { slice, stat, generation });
             }
         }
     }

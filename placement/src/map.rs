@@ -9,6 +9,7 @@
 //! | `/images/ID` | [`Image`] | `image create` / `resize` / `rm` |
 //! | `/image-names/NAME` | `ID` | with `/images/ID`, in one transaction |
 //! | `/nodes/ID` | [`Node`] | that node, at start |
+//! | `/disks/UUID` | [`DiskRecord`] | the disk's node, at start and about once a minute; `disk retire` |
 //! | `/live/ID` | [`Live`], bound to the node's lease, in memory | that node, at start |
 //! | `/stats/ID` | [`NodeStats`], bound to the node's lease, in memory | that node, when it changes |
 //! | `/pg/POOL/INDEX` | [`PgRecord`] | the director; the primary for `in_sync` |
@@ -40,6 +41,8 @@ pub mod key {
     pub const IMAGE_NAMES: &str = "/image-names/";
     /// Prefix of [`Node`] keys.
     pub const NODES: &str = "/nodes/";
+    /// Prefix of [`DiskRecord`] keys.
+    pub const DISKS: &str = "/disks/";
     /// Prefix of [`Live`] keys.
     pub const LIVE: &str = "/live/";
     /// Prefix of [`NodeStats`] keys.
@@ -72,6 +75,14 @@ pub mod key {
     /// Key of a node.
     pub fn node(id: NodeId) -> String {
         format!("{NODES}{:010}", id.0)
+    }
+    /// Key of what the cluster knows of a disk.
+    pub fn disk(id: DiskUuid) -> String {
+        format!("{DISKS}{id}")
+    }
+    /// The disk that such a key names.
+    pub fn parse_disk(key: &str) -> Option<DiskUuid> {
+        key.strip_prefix(DISKS)?.parse().ok()
     }
     /// Key of a node's liveness.
     pub fn live(id: NodeId) -> String {
@@ -260,8 +271,44 @@ pub struct Slice {
 pub struct Disk {
     /// Its identity.
     pub uuid: DiskUuid,
+    /// Where its node finds it: a device or a file.
+    #[serde(default)]
+    pub path: String,
     /// Its slices.
     pub slices: Vec<Slice>,
+}
+
+/// What the cluster remembers of a disk, for as long as there is a cluster.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DiskRecord {
+    /// The node that it belongs to.
+    pub node: NodeId,
+    /// The process that used it last.
+    pub process: SessionId,
+    /// How far each of its slices is known to have come.
+    pub slices: Vec<SliceMark>,
+    /// It has been replaced, and must not serve again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired: Option<Retired>,
+}
+
+/// A slice's highest known generation. One that comes with no higher one is an older copy of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SliceMark {
+    /// Its number.
+    pub slice: SliceId,
+    /// Number of its superblock: rises with every open and every checkpoint.
+    pub generation: u64,
+}
+
+/// A disk's end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Retired {
+    /// When, milliseconds since 1970: for people.
+    pub at_ms: u64,
+    /// The disk that took its place, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaced_by: Option<DiskUuid>,
 }
 
 /// A node as it registered at its last start.
@@ -280,6 +327,9 @@ pub struct Node {
     /// Software version.
     #[serde(default)]
     pub version: String,
+    /// Disks of its configuration that it had to start without, and why: for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 /// A node is up: the key exists while its lease does.
@@ -406,6 +456,13 @@ pub struct SliceStat {
     pub used_bytes: u64,
     /// Objects.
     pub objects: u64,
+    /// Time its device needs for one operation while it is busy, in microseconds, rounded up to a power of
+    /// two; 0 before there was any.
+    #[serde(default)]
+    pub service_us: u64,
+    /// Reads that failed lately, as far as not forgotten.
+    #[serde(default)]
+    pub read_errors: u64,
     /// `open`, `failed: …`.
     pub state: String,
 }

@@ -153,6 +153,9 @@ pub enum DiskError {
     /// The device is gone.
     #[error("device is gone")]
     Gone,
+    /// The disk has become smaller since it was opened: what lay behind its end is lost.
+    #[error("disk has been cut short")]
+    Truncated,
 }
 
 /// A bound was reached and nothing was submitted; try after the next completion.

@@ -189,7 +189,7 @@ impl Cluster {
                 }
                 slices.push(Slice { id: entry.slice, core: core as u16, size_bytes: entry.len });
             }
-            disks.push(Disk { uuid: layout.disk, slices });
+            disks.push(Disk { uuid: layout.disk, path: String::new(), slices });
         }
         let voters: Vec<Voter> = (0..self.options.voters.min(self.nodes.len()))
             .map(|index| Voter {
@@ -209,6 +209,7 @@ impl Cluster {
             meta: is_voter.then_some(MetaRegion { disk: DiskIndex(0), offset: 0, len: META_BYTES }),
             data_cores: cores,
             disks,
+            problems: Vec::new(),
             session: None,
             lease_ttl_ms: LEASE_TTL_MS,
             lease_renew_ms: LEASE_RENEW_MS,
@@ -244,6 +245,7 @@ impl Cluster {
                     eager_reuse: self.options.eager_reuse,
                 },
                 scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
+                disk_timeout_s: engine::DISK_TIMEOUT_S,
                 planted: self.planted.map(Planted::engine).unwrap_or_default(),
             };
             let arena = self.options.arena_bytes;

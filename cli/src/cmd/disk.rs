@@ -1,6 +1,7 @@
-//! `drystone disk`: disks before and beside a running node.
+//! `drystone disk`: disks before and beside a running node. (Those of a running cluster: `disk_retire`.)
 
 use super::Global;
+use super::disk_retire::{self, ReplaceArgs, RetireArgs};
 use crate::config::ConfigFile;
 use crate::disks::{self, Existing, Prepared};
 use crate::error::CliError;
@@ -45,6 +46,26 @@ The cluster's identity comes from --cluster-id, else from --config, else from /e
   drystone disk check /dev/nvme0n1
   drystone disk check /dev/nvme0n1 --data           also verify every block's checksum")]
     Check(CheckArgs),
+    /// List the disks of the cluster: where they are, what state they are in
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Take a disk out of the cluster for good; it is refused should it come back
+    ///
+    /// Its placement groups go on with other copies, which are made on other disks. A disk whose slices all
+    /// serve is refused without --force.
+    #[command(after_help = "Examples:
+  drystone disk retire 5d0c…                        a disk that has failed, by its identity
+  drystone disk retire /dev/sdb --node 3            the same by its path")]
+    Retire(RetireArgs),
+    /// Retire a disk and prepare another one in its place; to be run on the disk's host
+    ///
+    /// The node then has to be restarted to take the new disk: nothing else is interrupted, other nodes
+    /// serve meanwhile. When it is back, the new disk is filled from the other copies.
+    #[command(after_help = "Examples:
+  drystone disk replace /dev/sdb /dev/sdc --node 3 --config /etc/drystone/node.toml
+  systemctl restart drystone
+  drystone disk replace /dev/sdb /dev/sdb --node 3  the new disk sits in the old one's slot")]
+    Replace(ReplaceArgs),
 }
 
 /// A preparation.
@@ -89,6 +110,9 @@ pub fn run(global: &Global, command: DiskCommand) -> Result<(), CliError> {
         DiskCommand::Prepare(args) => prepare(global, &args),
         DiskCommand::Info { disks } => info(global, &disks),
         DiskCommand::Check(args) => checkup::run(global, &args.disk, args.data, args.repair),
+        DiskCommand::Ls => disk_retire::list(global),
+        DiskCommand::Retire(args) => disk_retire::retire(global, &args),
+        DiskCommand::Replace(args) => disk_retire::replace(global, &args),
     }
 }
 
@@ -177,7 +201,7 @@ fn prepare(global: &Global, args: &PrepareArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn create_sparse(path: &Path, size: ByteSize) -> Result<(), CliError> {
+pub(super) fn create_sparse(path: &Path, size: ByteSize) -> Result<(), CliError> {
     OpenOptions::new()
         .write(true)
         .create_new(true)

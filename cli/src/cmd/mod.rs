@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod disk;
+pub mod disk_retire;
 pub mod image;
 pub mod meta;
 pub mod node;
@@ -67,7 +68,7 @@ pub enum Command {
     /// Create, list, resize, remove, import and export images
     #[command(subcommand)]
     Image(image::ImageCommand),
-    /// Prepare disks for a cluster, look at them, check them
+    /// Prepare disks for a cluster, look at them, check them, replace them
     #[command(subcommand)]
     Disk(disk::DiskCommand),
     /// Look at the cluster's metadata, or change it by hand

@@ -75,6 +75,9 @@ pub struct NodeArgs {
     /// Bytes per second that scrubs may read [node.scrub_rate]
     #[arg(long, value_name = "SIZE")]
     pub scrub_rate: Option<ByteSize>,
+    /// Seconds after which a disk that hangs is given up [node.disk_timeout]
+    #[arg(long, value_name = "SECONDS")]
+    pub disk_timeout: Option<u32>,
     /// Also write the addresses, as JSON, to this file once the node serves
     #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
@@ -123,6 +126,7 @@ impl NodeArgs {
                 buffer_bytes: self.buffer_bytes,
                 meta_bytes: self.meta_bytes,
                 scrub_rate: self.scrub_rate,
+                disk_timeout: self.disk_timeout,
             },
         }
     }

@@ -4,7 +4,7 @@ use super::layout;
 use super::metrics::{DataCollector, LoopCollector};
 use crate::config::{NodeConfig, host_allows_locking};
 use crate::disks::{self, OwnDisk};
-use crate::error::CliError;
+use crate::error::{CliError, DiskProblem};
 use control::{ControlConfig, ControlCore, ControlStatus, MetaRegion, Voter};
 use engine::metrics::CoreMetrics;
 use engine::{DataCore, Planted};
@@ -40,11 +40,7 @@ pub struct Assembled {
 /// Opens and checks everything that a node needs and plans its cores.
 pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     let failed = |why: String| CliError::Node { node: config.id, why };
-    let disks = config
-        .disks
-        .iter()
-        .map(|path| disks::open_for_node(path, config.cluster, config.id))
-        .collect::<Result<Vec<_>, _>>()?;
+    let (disks, problems) = open_disks(config)?;
     let meta = if config.is_voter() { Some(meta_file(config)?) } else { None };
 
     let allowed = allowed_cpus();
@@ -88,9 +84,38 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     let collector = DataCollector::new(data).map_err(|error| failed(error.to_string()))?;
     registry.register(Box::new(collector)).map_err(|error| failed(error.to_string()))?;
 
-    let control = control_config(config, &disks, &hands, meta.as_deref(), registry, status.clone());
+    let mut control = control_config(config, &disks, &hands, meta.as_deref(), registry, status.clone());
+    control.problems = problems;
     plans.push(control_core(control, meta, stats, config.spin_us));
     Ok(Assembled { plans, status })
+}
+
+/// The node's disks, and what is wrong with those that it has to do without. A node starts as long as one of
+/// its disks can be used: a broken one must not take the others with it.
+fn open_disks(config: &NodeConfig) -> Result<(Vec<OwnDisk>, Vec<String>), CliError> {
+    let (mut disks, mut problems) = (Vec::<OwnDisk>::new(), Vec::new());
+    let mut first = None;
+    for path in &config.disks {
+        match disks::open_for_node(path, config.cluster, config.id) {
+            Ok(disk) => {
+                let same = disks.iter().find(|other| other.superblock.disk == disk.superblock.disk);
+                if let Some(other) = same {
+                    let problem = DiskProblem::Twice { other: other.file.path().into() };
+                    return Err(CliError::Disk { path: path.clone(), problem });
+                }
+                disks.push(disk);
+            }
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "the node starts without a disk");
+                problems.push(error.to_string());
+                first = first.or(Some(error));
+            }
+        }
+    }
+    match first {
+        Some(error) if disks.is_empty() => Err(error),
+        _ => Ok((disks, problems)),
+    }
 }
 
 fn data_core(
@@ -114,6 +139,7 @@ fn data_core(
         metrics,
         store: StoreOptions { cluster: Some(config.cluster), ..StoreOptions::default() },
         scrub_bytes_per_second,
+        disk_timeout_s: config.disk_timeout,
         planted: Planted::default(),
     };
     CorePlan {
@@ -135,6 +161,7 @@ fn control_config(
 ) -> ControlConfig {
     let published = |disk: &OwnDisk| Disk {
         uuid: disk.superblock.disk,
+        path: disk.file.path().display().to_string(),
         slices: disk
             .superblock
             .slices
@@ -157,6 +184,7 @@ fn control_config(
         meta: meta.map(|file| MetaRegion { disk: DiskIndex(0), offset: 0, len: file.info().size_bytes }),
         data_cores: hands.len() as u16,
         disks: disks.iter().map(published).collect(),
+        problems: Vec::new(),
         session: None,
         lease_ttl_ms: control::LEASE_TTL_MS,
         lease_renew_ms: control::LEASE_RENEW_MS,

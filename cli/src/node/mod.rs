@@ -131,7 +131,7 @@ fn announce(config: &NodeConfig, now: &StatusInner, port_file: Option<&Path>) ->
 }
 
 /// Writes a file so that a reader sees all of it or nothing.
-fn write_whole(path: &Path, text: &str) -> Result<(), CliError> {
+pub fn write_whole(path: &Path, text: &str) -> Result<(), CliError> {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     std::fs::write(&part, text)

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod clients;
+pub mod disk_rig;
 
 use cli::children::{Fleet, FleetPlan, wait_for_end};
 use cli::cluster::Cluster;
@@ -52,6 +53,25 @@ impl TestCluster {
             log: "info".into(),
         };
         Self { fleet: Fleet::prepare(plan).unwrap(), dir }
+    }
+
+    /// Prepares a disk of this cluster, made with its full size if it is not there.
+    pub fn prepare_disk(&self, path: &Path) {
+        let (path, id) = (path.to_str().unwrap(), self.fleet.cluster.to_string());
+        let bytes = DISK_BYTES.to_string();
+        self.ok(&["disk", "prepare", path, "--create", &bytes, "--slices", "2", "--cluster-id", &id]);
+    }
+
+    /// A pool `p` of three copies with an image `i`, all of it clean.
+    pub fn make_image(&self, image_bytes: u64) {
+        self.ok(&["pool", "create", "p", "--copies", "3", "--pgs", "8"]);
+        self.wait_clean();
+        self.ok(&["image", "create", "i", "--pool", "p", "--size", &image_bytes.to_string()]);
+    }
+
+    /// What a node's metrics page says.
+    pub fn metrics(&self, index: usize) -> String {
+        cli::scrape::scrape(self.fleet.nodes[index].addresses.as_ref().unwrap().http).unwrap()
     }
 
     /// Starts a cluster and waits until every node serves.

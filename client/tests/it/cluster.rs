@@ -197,9 +197,11 @@ impl FakeCluster {
             cores: vec![node.core],
             disks: vec![placement::Disk {
                 uuid: DiskUuid(i as u128),
+                path: String::new(),
                 slices: vec![Slice { id: node.slice, core: 0, size_bytes: 1 << 40 }],
             }],
             version: String::new(),
+            problems: Vec::new(),
         };
         let live = Live { session: node.session, failed: Vec::new(), full: Vec::new(), leaving: false };
         let id = node.id;

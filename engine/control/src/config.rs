@@ -121,6 +121,8 @@ pub struct ControlConfig {
     pub data_cores: u16,
     /// The node's disks; the slices' sizes are replaced by what their stores say.
     pub disks: Vec<Disk>,
+    /// What the node had to start without, for people; published with its record.
+    pub problems: Vec<String>,
     /// The first session; drawn from the environment when absent.
     pub session: Option<SessionId>,
     /// Time to live of the node's lease, usually `LEASE_TTL_MS`.
@@ -163,8 +165,8 @@ pub enum ControlError {
     },
     /// Somebody else runs under this node's number.
     #[error(
-        "node {node} is already running on host {host} ({control}) with other disks: give this node a \
-         number of its own"
+        "node {node} is already running on host {host} ({control}), with other disks or with copies of these: \
+         give this node a number and disks of its own"
     )]
     NodeInUse {
         /// The number.
@@ -174,6 +176,9 @@ pub enum ControlError {
         /// The other's address.
         control: SocketAddr,
     },
+    /// The cluster knows better about all of the node's disks.
+    #[error("none of this node's disks may serve: {0}")]
+    Disks(String),
     /// The configuration makes no sense.
     #[error("bad configuration: {0}")]
     Config(&'static str),

@@ -1,5 +1,6 @@
 //! The control core: what it is made of, and which event goes where.
 
+use crate::claims::Marks;
 use crate::config::*;
 use crate::director::Director;
 use crate::director::decide::Wish;
@@ -18,7 +19,7 @@ use crate::view::View;
 use crate::wishes::Wishes;
 use consensus::{MetaConfig, MetaNode};
 use engine::CoreMsg;
-use placement::Node;
+use engine::msg::{Extent, Opened};
 use reactor::{CloseReason, ConnId, Env, Event, Frame, Framing, Mono, Service, Token};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -50,6 +51,7 @@ pub struct ControlCore {
     pub(crate) stats: Stats,
     pub(crate) scrubs: Scrubs,
     pub(crate) registrar: Registrar,
+    pub(crate) marks: Marks,
     pub(crate) authority: Mono,
     /// Drawn in advance, for the day the lease is lost.
     pub(crate) fresh: SessionId,
@@ -57,9 +59,9 @@ pub struct ControlCore {
     pub(crate) next_ticket: u64,
     pub(crate) stop: Stop,
     metrics: Option<ControlMetrics>,
-    control_addr: Option<SocketAddr>,
-    listening: BTreeMap<CoreId, SocketAddr>,
-    opened: BTreeMap<SliceId, Result<u64, String>>,
+    pub(crate) control_addr: Option<SocketAddr>,
+    pub(crate) listening: BTreeMap<CoreId, SocketAddr>,
+    pub(crate) opened: BTreeMap<SliceId, Result<Opened, String>>,
     soon: bool,
     last_tick: Mono,
     ticks: u64,
@@ -74,6 +76,7 @@ impl ControlCore {
             feed: Feed::new(config.node, config.data_cores),
             director: Director::new(config.planted),
             registrar: Registrar::new(session),
+            marks: Marks::default(),
             meta: Meta::None,
             links: Vec::new(),
             server: Server::default(),
@@ -294,8 +297,18 @@ impl ControlCore {
                 self.fail(ControlError::Listen { at: addr, why: error });
             }
             CoreMsg::SliceOpened { slice, result } => {
+                if let Ok(opened) = &result {
+                    self.marks.heard(slice, opened.generation);
+                }
                 self.opened.insert(slice, result);
                 self.tell_failed();
+                self.check_ready();
+            }
+            CoreMsg::SliceFailed { slice, why, extent } => {
+                self.slice_failed(slice, &why);
+                if extent != Extent::Slice {
+                    self.disk_failed(slice, &why, extent == Extent::DiskWhereSpared);
+                }
                 self.check_ready();
             }
             CoreMsg::PgReport(report) => {
@@ -317,10 +330,11 @@ impl ControlCore {
                 self.wishes.add(pg, epoch, slice, wish);
             }
             CoreMsg::PeerRefused { node } => self.refused(env, node, true),
-            CoreMsg::SliceStat { slice, stat } => {
+            CoreMsg::SliceStat { slice, stat, generation } => {
                 if let Some(why) = stat.state.strip_prefix("failed") {
                     self.slice_failed(slice, why.trim_start_matches([':', ' ']));
                 }
+                self.marks.heard(slice, generation);
                 self.stats.slice(slice, stat);
                 self.look_for_full();
             }
@@ -333,17 +347,10 @@ impl ControlCore {
             | CoreMsg::Identity { .. }
             | CoreMsg::Settings(_)
             | CoreMsg::Full { .. }
-            | CoreMsg::Scrub { .. } => {
+            | CoreMsg::Scrub { .. }
+            | CoreMsg::GiveUp { .. } => {
                 tracing::error!(%from, "a data core sent a message of the control core");
             }
-        }
-    }
-
-    fn slice_failed(&mut self, slice: SliceId, why: &str) {
-        if !matches!(self.opened.get(&slice), Some(Err(_))) {
-            tracing::error!(%slice, why, "a slice has failed");
-            self.opened.insert(slice, Err(why.to_owned()));
-            self.tell_failed();
         }
     }
 
@@ -352,39 +359,6 @@ impl ControlCore {
         let before = self.view.live().get(&self.config.node).map(|live| live.full.as_slice());
         let percent = self.view.settings().full_percent;
         self.registrar.set_full(self.stats.full(percent, before.unwrap_or(&[])));
-    }
-
-    fn tell_failed(&mut self) {
-        let failed: Vec<(SliceId, String)> = self
-            .opened
-            .iter()
-            .filter_map(|(slice, result)| Some((*slice, result.as_ref().err()?.clone())))
-            .collect();
-        self.registrar.set_failed(failed.iter().map(|(slice, _)| *slice).collect());
-        self.config.status.set(|status| status.failed_slices = failed);
-    }
-
-    /// Everything that the registration says is known.
-    fn check_ready(&mut self) {
-        let Some(control) = self.control_addr else { return };
-        let cores: Vec<SocketAddr> = (0..self.config.data_cores)
-            .filter_map(|core| self.listening.get(&CoreId(core)).copied())
-            .collect();
-        let mut disks = self.config.disks.clone();
-        let mut slices = disks.iter_mut().flat_map(|disk| &mut disk.slices);
-        let all_open = slices.all(|slice| match self.opened.get(&slice.id) {
-            Some(Ok(bytes)) => {
-                slice.size_bytes = *bytes;
-                true
-            }
-            Some(Err(_)) => true,
-            None => false,
-        });
-        if cores.len() == usize::from(self.config.data_cores) && all_open {
-            let (id, host, version) =
-                (self.config.node, self.config.host.clone(), self.config.version.clone());
-            self.registrar.ready(Node { id, host, control, cores, disks, version });
-        }
     }
 
     fn on_bytes(&mut self, env: &mut dyn Env, conn: ConnId, bytes: &[u8]) {
@@ -445,6 +419,10 @@ impl ControlCore {
         metrics.drained.set(int(self.view.drains().len() as u64));
         metrics.full_slices.set(int(self.view.full().len() as u64));
         metrics.settings(self.view.settings());
+        metrics.failed_slices.reset();
+        for labels in self.failed_slices() {
+            metrics.failed_slices.with_label_values(&labels).set(1);
+        }
         metrics.unplaced_pools.set(int(self.director.problems().count() as u64));
         metrics.text()
     }

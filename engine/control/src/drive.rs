@@ -49,6 +49,8 @@ pub enum Asker {
     Stats(SessionId),
     /// What a scrub found.
     Scrubs,
+    /// Generations of the node's slices.
+    Marks,
 }
 
 /// Changes that are being taken over.
@@ -231,6 +233,7 @@ impl ControlCore {
                 self.feed.settings(*self.view.settings());
                 self.look_for_full();
             }
+            Touched::Disk(disk) => self.disk_touched(disk),
             Touched::Drain(_) | Touched::Cluster | Touched::Image(_) | Touched::Other => {}
         }
     }
@@ -272,6 +275,10 @@ impl ControlCore {
             }
             if self.stop == Stop::No {
                 self.plan_scrubs(env);
+            }
+            let process = self.registrar.process();
+            if let Some(request) = self.marks.plan(&self.config, &self.view, session, process, now) {
+                self.ask(env, Asker::Marks, request);
             }
         }
     }
@@ -315,6 +322,9 @@ impl ControlCore {
                         self.feed.lease(self.authority);
                     }
                 }
+                Do::Refuse(slices) => {
+                    slices.into_iter().for_each(|(slice, why)| self.refuse_slice(slice, why));
+                }
                 Do::Fail(error) => self.fail(error),
                 Do::Revoked => self.revoked(env),
             }
@@ -334,6 +344,7 @@ impl ControlCore {
             Asker::Director(batch) => self.director.on_reply(batch, &reply, now),
             Asker::Wishes(batch) => self.wishes.on_reply(&self.view, batch, &reply),
             Asker::Scrubs => self.scrubs.on_reply(&reply, now),
+            Asker::Marks => self.marks.on_reply(),
             Asker::Stats(session) => {
                 if session == self.registrar.session() {
                     self.stats.on_reply(matches!(reply, MetaReply::Applied { .. }));

@@ -92,6 +92,13 @@ impl Feed {
         }
     }
 
+    /// The same for what must not be left out: at most one message per slice.
+    pub fn order(&mut self, core: CoreId, msg: CoreMsg) {
+        if let Some(core) = self.cores.get_mut(usize::from(core.0)) {
+            core.backlog.push_back(msg);
+        }
+    }
+
     /// All cores are to end.
     pub fn stop(&mut self) {
         self.open = false;

@@ -1,7 +1,7 @@
 //! How a node comes to take part and keeps its authority.
 //!
 //! ```text
-//! asking ──> waiting for slices ──> lease ──> writing /nodes/N and /live/N ──> waiting for the view ──> registered
+//! asking ──> waiting for slices ──> asking about disks ──> lease ──> writing /nodes/N and /live/N ──> waiting for the view ──> registered
 //!                                     ^                                                                  │
 //!                                     └──────────────────── lease lost: a new session ───────────────────┘
 //! ```
@@ -9,15 +9,16 @@
 //! linearizable read after the renewal still finds `/live/N` with this session: a lease that had run out
 //! and was created anew by the renewal itself gives none, because the key went with the old one.
 
+use crate::claims::{Answers, Generations, Refusal};
 use crate::config::{ControlConfig, ControlError, DRIFT_MARGIN_PERCENT};
 use crate::planted::Bug;
 use placement::{Cluster, Live, Node, key};
 use reactor::{Mono, WallMs};
 use wire::control::{Compare, KeyValue, MetaReply, MetaRequest, Write};
-use wire::{Revision, SessionId};
+use wire::{DiskUuid, Revision, SessionId, SliceId};
 
 /// Pause after a failed step, in milliseconds.
-const RETRY_MS: u64 = 20;
+pub(crate) const RETRY_MS: u64 = 20;
 /// Renewals on their way at once: more are not worth sending, the first to succeed does it.
 const RENEWALS_MAX: u32 = 4;
 
@@ -32,6 +33,8 @@ pub enum Ask {
     Node,
     /// `Range` of the node's liveness.
     Live,
+    /// `Range` of what is known of a disk.
+    Disk(DiskUuid),
     /// `LeaseKeep` before the registration, sent then.
     Grant(Mono),
     /// The registration.
@@ -57,6 +60,8 @@ pub enum Do {
     Lost(SessionId),
     /// Data cores may serve until then.
     Authority(Mono),
+    /// These slices must not serve, and why.
+    Refuse(Vec<(SliceId, String)>),
     /// The node cannot go on.
     Fail(ControlError),
     /// The lease is revoked, or could not be.
@@ -64,7 +69,7 @@ pub enum Do {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Step {
+pub(crate) enum Step {
     Asking,
     Waiting(Mono),
     Granting,
@@ -76,15 +81,23 @@ enum Step {
 
 /// See the module.
 pub struct Registrar {
-    step: Step,
-    session: SessionId,
+    pub(crate) step: Step,
+    pub(crate) session: SessionId,
+    /// The first session: it names the process.
+    pub(crate) process: SessionId,
+    /// It was registered before.
+    pub(crate) served: bool,
     cluster_known: bool,
-    node: Option<(Option<KeyValue>, Revision)>,
-    live: Option<(Option<Live>, Revision)>,
+    pub(crate) node: Option<(Option<KeyValue>, Revision)>,
+    pub(crate) live: Option<(Option<Live>, Revision)>,
+    pub(crate) disks: Answers,
+    /// Since when another process is alive in this one's place.
+    pub(crate) twin_since: Option<Mono>,
     renewals: u32,
     next_renewal: Mono,
     /// The record to publish, once the data cores are ready.
-    record: Option<Node>,
+    pub(crate) record: Option<Node>,
+    pub(crate) generations: Generations,
     failed: Vec<wire::SliceId>,
     full: Vec<wire::SliceId>,
     /// A clean stop has begun.
@@ -100,9 +113,14 @@ impl Registrar {
         Self {
             step: Step::Waiting(Mono(0)),
             session,
+            process: session,
+            served: false,
             cluster_known: false,
             node: None,
             live: None,
+            disks: Answers::new(),
+            twin_since: None,
+            generations: Generations::new(),
             renewals: 0,
             next_renewal: Mono(0),
             record: None,
@@ -119,14 +137,20 @@ impl Registrar {
         self.session
     }
 
+    /// The first session of this process.
+    pub fn process(&self) -> SessionId {
+        self.process
+    }
+
     /// Whether the node takes part.
     pub fn is_registered(&self) -> bool {
         matches!(self.step, Step::Registered { .. })
     }
 
     /// All data cores listen and all slices are open, or have failed.
-    pub fn ready(&mut self, record: Node) {
+    pub fn ready(&mut self, record: Node, generations: Generations) {
         self.record = Some(record);
+        self.generations = generations;
     }
 
     /// The slices that cannot serve.
@@ -157,6 +181,7 @@ impl Registrar {
             Step::Waiting(until) if now >= until => self.ask(config, now),
             Step::AwaitingView { revision, until } if seen >= revision => {
                 self.step = Step::Registered { revision };
+                self.served = true;
                 self.next_renewal = now;
                 let mut todo = vec![Do::Registered(self.session), Do::Authority(until)];
                 todo.extend(self.on_tick(config, now, seen, live, fresh));
@@ -182,15 +207,43 @@ impl Registrar {
             todo.push(Do::Submit(Ask::Live, range(key::live(config.node))));
             self.node = None;
             self.live = None;
+            self.disks.clear();
             return todo;
         }
         if self.record.is_none() {
             self.step = Step::Waiting(now);
             return Vec::new();
         }
+        if let Some(todo) = self.wait_for_twin(config, now) {
+            return todo;
+        }
+        let unknown: Vec<DiskUuid> =
+            self.all_disks().map(|disk| disk.uuid).filter(|disk| !self.disks.contains_key(disk)).collect();
+        if !unknown.is_empty() {
+            self.step = Step::Asking;
+            let asked = |disk| Do::Submit(Ask::Disk(disk), range(key::disk(disk)));
+            return unknown.into_iter().map(asked).collect();
+        }
+        let refused = self.refused(config);
+        let own = self.record.as_ref().map_or(0, |record| record.disks.len());
+        let fatal = |refusal: &Refusal| match refusal {
+            Refusal::Missing { .. } => false,
+            // Somebody has retired it under a running process, which may still be needed as a voter.
+            Refusal::Retired { .. } => !self.served,
+            Refusal::OldCopy { .. } | Refusal::OtherNode { .. } => true,
+        };
+        if own > 0 && refused.iter().filter(|(_, refusal)| fatal(refusal)).count() == own {
+            let why: Vec<String> = refused.iter().map(|(_, refusal)| refusal.to_string()).collect();
+            return vec![Do::Fail(ControlError::Disks(why.join("; ")))];
+        }
+        let slices = refused
+            .iter()
+            .flat_map(|(disk, refusal)| disk.slices.iter().map(move |slice| (slice.id, refusal.to_string())));
+        let mut todo = vec![Do::Refuse(slices.collect())];
         self.step = Step::Granting;
         let keep = MetaRequest::LeaseKeep { lease: self.session.0, ttl_ms: config.lease_ttl_ms };
-        vec![Do::Submit(Ask::Grant(now), keep)]
+        todo.push(Do::Submit(Ask::Grant(now), keep));
+        todo
     }
 
     fn lost(&mut self, config: &ControlConfig, now: Mono, fresh: SessionId) -> Vec<Do> {
@@ -200,6 +253,7 @@ impl Registrar {
         }
         self.node = None;
         self.live = None;
+        self.disks.clear();
         self.written = None;
         self.renewals = 0;
         self.step = Step::Waiting(now);
@@ -226,7 +280,7 @@ impl Registrar {
     }
 
     /// The value of `/live/N`, which counts as written from now on.
-    fn live_value(&mut self) -> Option<String> {
+    pub(crate) fn live_value(&mut self) -> Option<String> {
         let live = self.written.insert(self.live_now());
         serde_json::to_string(live).ok()
     }
@@ -241,25 +295,6 @@ impl Registrar {
         let compares = vec![Compare::Bound { key: key.clone(), lease }];
         let writes = vec![Write::Put { key, value, lease: Some(lease) }];
         Some(Do::Submit(Ask::News, MetaRequest::Txn { compares, writes }))
-    }
-
-    fn register(&mut self, config: &ControlConfig, sent: Mono) -> Option<Do> {
-        let record = serde_json::to_string(self.record.as_ref()?).ok()?;
-        let live = self.live_value()?;
-        let (node_revision, live_revision) = (self.node.as_ref()?.1, self.live.as_ref()?.1);
-        let (node_key, live_key) = (key::node(config.node), key::live(config.node));
-        self.step = Step::Writing;
-        let compares = vec![
-            Compare::Exists { key: key::CLUSTER.to_owned() },
-            Compare::ModRevision { key: node_key.clone(), revision: node_revision },
-            Compare::ModRevision { key: live_key.clone(), revision: live_revision },
-        ];
-        let lease = Some(self.session.0);
-        let writes = vec![
-            Write::Put { key: node_key, value: record, lease: None },
-            Write::Put { key: live_key, value: live, lease },
-        ];
-        Some(Do::Submit(Ask::Register(sent), MetaRequest::Txn { compares, writes }))
     }
 
     /// End of the authority that a renewal sent at `sent` gives.
@@ -298,6 +333,17 @@ impl Registrar {
                 let revision = item.as_ref().map_or(Revision(0), |item| item.mod_revision);
                 self.live = Some((item.and_then(|item| serde_json::from_str(&item.value).ok()), revision));
                 self.on_asked(config, now)
+            }
+            (Ask::Disk(disk), MetaReply::Range { items, .. }) if self.step == Step::Asking => {
+                let item = items.into_iter().find(|item| item.key == key::disk(disk));
+                let revision = item.as_ref().map_or(Revision(0), |item| item.mod_revision);
+                let record = item.and_then(|item| serde_json::from_str(&item.value).ok());
+                self.disks.insert(disk, (record, revision));
+                if self.all_disks().all(|disk| self.disks.contains_key(&disk.uuid)) {
+                    self.step = Step::Waiting(now);
+                    return self.ask(config, now);
+                }
+                Vec::new()
             }
             (Ask::Grant(sent), MetaReply::Lease { ttl_ms }) if self.step == Step::Granting => {
                 let next = if ttl_ms > 0 { self.register(config, sent) } else { None };
@@ -341,7 +387,7 @@ impl Registrar {
                 Vec::new()
             }
             (Ask::Revoke, _) => vec![Do::Revoked],
-            (Ask::Cluster | Ask::Node | Ask::Live, _) => {
+            (Ask::Cluster | Ask::Node | Ask::Live | Ask::Disk(_), _) => {
                 if self.step == Step::Asking {
                     self.step = retry;
                 }

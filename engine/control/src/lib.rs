@@ -6,12 +6,14 @@
 //!
 //! Start reading at `core`: the events, and who handles them. `lease` is how a node comes to have
 //! authority; `director::decide` is what a PG's next configuration is: everything that keeps data safe
-//! across failures is in these two. `server` and `http` face strangers. `admin` builds the transactions
+//! across failures is in these two, and in `claims`, which keeps out disks that are not what they were.
+//! `server` and `http` face strangers. `admin` builds the transactions
 //! of administrators and is used by the command line as well.
 //!
 //! The package knows the environment's traits only; the simulator runs this very code.
 
 pub mod admin;
+pub mod claims;
 mod config;
 mod core;
 pub mod director;
@@ -23,7 +25,9 @@ mod lease;
 mod links;
 mod metrics;
 mod mirror;
+mod own_slices;
 pub mod planted;
+mod registration;
 mod scrubs;
 mod server;
 mod stats;

@@ -26,6 +26,7 @@ pub struct ControlMetrics {
     pub(crate) full_slices: IntGauge,
     pub(crate) flags: IntGaugeVec,
     pub(crate) thresholds: GaugeVec,
+    pub(crate) failed_slices: IntGaugeVec,
     registry: Registry,
 }
 
@@ -93,6 +94,13 @@ impl ControlMetrics {
             thresholds: {
                 let help = "How full a slice may be until this threshold is reached, from 0 to 1.";
                 let gauge = GaugeVec::new(Opts::new("drystone_threshold_ratio", help), &["threshold"])?;
+                registry.register(Box::new(gauge.clone()))?;
+                gauge
+            },
+            failed_slices: {
+                let opts =
+                    Opts::new("drystone_slice_failed", "Slices of this node that do not serve; always 1.");
+                let gauge = IntGaugeVec::new(opts, &["slice", "disk", "path", "reason"])?;
                 registry.register(Box::new(gauge.clone()))?;
                 gauge
             },

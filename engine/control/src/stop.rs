@@ -8,7 +8,7 @@
 use crate::config::{Phase, STOP_CORES_MS, STOP_HAND_OVER_MS, STOP_LEAVE_MS};
 use crate::core::ControlCore;
 use crate::director::decide::finish_hand_over;
-use crate::drive::Meta;
+use crate::drive::{Asker, Meta};
 use reactor::{Env, Mono};
 use std::collections::BTreeSet;
 use wire::CoreId;
@@ -91,6 +91,17 @@ impl ControlCore {
         self.drive_stop(env);
     }
 
+    /// The slices are closed: nothing that comes later may be older. On its way before the lease ends, which
+    /// it depends on.
+    fn mark_for_good(&mut self, env: &mut dyn Env) {
+        let (session, process) = (self.registrar.session(), self.registrar.process());
+        if self.registrar.is_registered()
+            && let Some(request) = self.marks.write(&self.config, &self.view, session, process)
+        {
+            self.ask(env, Asker::Marks, request);
+        }
+    }
+
     pub(crate) fn revoked(&mut self, env: &mut dyn Env) {
         if matches!(self.stop, Stop::Revoking { .. }) {
             self.stop = Stop::Leaving { until: env.now().plus_ms(STOP_LEAVE_MS), resigned: false };
@@ -108,6 +119,7 @@ impl ControlCore {
         match &mut self.stop {
             Stop::Cores { left, until } if left.is_empty() || now >= *until => {
                 self.stop = Stop::Revoking { until: now.plus_ms(STOP_LEAVE_MS) };
+                self.mark_for_good(env);
                 let todo = self.registrar.leave();
                 self.registrar_does(env, vec![todo]);
             }

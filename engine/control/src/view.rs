@@ -2,12 +2,13 @@
 
 use engine::msg::Member;
 use placement::{
-    Cluster, Drain, DrainScope, Image, Live, Node, PgRecord, Pool, ScrubRecord, Settings, Topology, key,
+    Cluster, DiskRecord, Drain, DrainScope, Image, Live, Node, PgRecord, Pool, ScrubRecord, Settings,
+    Topology, key,
 };
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use wire::control::{Change, KeyValue};
-use wire::{ImageId, NodeId, PgId, PoolId, Revision, SessionId, SliceId};
+use wire::{DiskUuid, ImageId, NodeId, PgId, PoolId, Revision, SessionId, SliceId};
 
 /// A PG's record with the revision to compare against.
 #[derive(Clone, PartialEq, Debug)]
@@ -45,6 +46,8 @@ pub enum Touched {
         /// Its process before.
         before: Option<SessionId>,
     },
+    /// What is known of a disk.
+    Disk(DiskUuid),
     /// A PG's record.
     Pg(PgId),
     /// What is known of a PG's scrubs.
@@ -63,6 +66,7 @@ pub struct View {
     cluster: Option<Cluster>,
     nodes: BTreeMap<NodeId, Node>,
     live: BTreeMap<NodeId, Live>,
+    disks: BTreeMap<DiskUuid, (DiskRecord, Revision)>,
     pools: BTreeMap<PoolId, Pool>,
     images: BTreeMap<ImageId, PoolId>,
     images_in: BTreeMap<PoolId, usize>,
@@ -98,6 +102,8 @@ impl View {
             self.apply_scrub(name, item)
         } else if name.starts_with(key::LIVE) {
             self.apply_live(name, item)
+        } else if name.starts_with(key::DISKS) {
+            self.apply_disk(name, item)
         } else if name.starts_with(key::NODES) {
             self.apply_node(name, item)
         } else if name.starts_with(key::POOLS) {
@@ -172,6 +178,15 @@ impl View {
         Touched::Live { node, before }
     }
 
+    fn apply_disk(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
+        let Some(disk) = key::parse_disk(name) else { return Touched::Other };
+        self.disks.remove(&disk);
+        if let Some((item, record)) = item.and_then(|item| Some((item, parse::<DiskRecord>(item)?))) {
+            self.disks.insert(disk, (record, item.mod_revision));
+        }
+        Touched::Disk(disk)
+    }
+
     fn apply_node(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
         let Some(id) = key::parse_node(name) else { return Touched::Other };
         self.nodes.remove(&id);
@@ -224,6 +239,10 @@ impl View {
     /// The nodes that are up.
     pub fn live(&self) -> &BTreeMap<NodeId, Live> {
         &self.live
+    }
+    /// What is known of a disk, and the revision that says it.
+    pub fn disk(&self, disk: DiskUuid) -> Option<(&DiskRecord, Revision)> {
+        self.disks.get(&disk).map(|(record, revision)| (record, *revision))
     }
     /// The pools.
     pub fn pools(&self) -> &BTreeMap<PoolId, Pool> {
@@ -290,7 +309,12 @@ impl View {
 
     /// What placement places on: all registered nodes, drained ones leading nothing.
     pub fn topology(&self) -> Topology {
-        Topology::new(self.nodes.values()).following(&self.drains.keys().copied().collect())
+        Topology::new(self.nodes.values()).following(&self.drained())
+    }
+
+    /// The nodes that are to lead nothing.
+    pub fn drained(&self) -> BTreeSet<NodeId> {
+        self.drains.keys().copied().collect()
     }
 
     /// The nodes that are to keep no copies.

@@ -141,8 +141,14 @@ fn statistics_are_written_and_leave_with_their_pool() {
     let core = fed(&rig, nodes[0]).keys().find(|(_, p)| *p == pg).unwrap().0;
     let report = PgReport { pg, epoch: Epoch(1), state: "active+clean".into(), objects: 7, missing: 0 };
     rig.tell(nodes[0], core.0, CoreMsg::PgReport(report));
-    let stat = SliceStat { size_bytes: 1 << 30, used_bytes: 5, objects: 7, state: "open".into() };
-    rig.tell(nodes[0], 0, CoreMsg::SliceStat { slice: slice(1, 0), stat });
+    let stat = SliceStat {
+        size_bytes: 1 << 30,
+        used_bytes: 5,
+        objects: 7,
+        state: "open".into(),
+        ..SliceStat::default()
+    };
+    rig.tell(nodes[0], 0, CoreMsg::SliceStat { slice: slice(1, 0), stat, generation: 2 });
     rig.run(500);
     let stats = items(client.ask(&mut rig, range(key::STATS)));
     assert_eq!(stats.len(), 1);
@@ -533,7 +539,8 @@ fn impostors_and_foreign_disks_are_refused() {
     let mut config = rig.config(4);
     config.control_listen = address(44);
     config.http_listen = None;
-    config.disks = vec![Disk { uuid: DiskUuid(0x44), slices: config.disks[0].slices.clone() }];
+    config.disks =
+        vec![Disk { uuid: DiskUuid(0x44), path: String::new(), slices: config.disks[0].slices.clone() }];
     let impostor = rig.start(config, None);
     rig.until(2000, "refused", |rig| {
         matches!(rig.status(impostor).phase, Phase::Failed(ControlError::NodeInUse { .. }))

@@ -43,8 +43,13 @@ fn node(id: u64) -> Node {
         host: format!("h{id}"),
         control: at,
         cores: vec![at; 2],
-        disks: vec![Disk { uuid: DiskUuid(id.into()), slices: vec![slice(0), slice(1)] }],
+        disks: vec![Disk {
+            uuid: DiskUuid(id.into()),
+            path: String::new(),
+            slices: vec![slice(0), slice(1)],
+        }],
         version: String::new(),
+        problems: Vec::new(),
     }
 }
 

@@ -26,8 +26,12 @@ fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> Met
 }
 
 fn counter(labels: Vec<LabelPair>, value: u64) -> Metric {
+    float_counter(labels, value as f64)
+}
+
+fn float_counter(labels: Vec<LabelPair>, value: f64) -> Metric {
     let mut counter = Counter::default();
-    counter.set_value(value as f64);
+    counter.set_value(value);
     let mut metric = Metric::from_label(labels);
     metric.set_counter(counter);
     metric
@@ -154,6 +158,17 @@ const SLICE_COUNTERS: &[(&str, &str, SliceNumber)] = &[
     ("slice_reads_total", "Reads given to the slice's store.", |m| m.reads.get()),
     ("slice_corrupt_reads_total", "Reads that met a bad checksum.", |m| m.corrupt.get()),
     ("slice_failures_total", "Operations that failed on the device.", |m| m.failures.get()),
+    ("slice_device_operations_total", "Operations that the device has ended.", |m| m.device_ops.get()),
+];
+
+/// In nanoseconds.
+const SLICE_TIMES: &[(&str, &str, SliceNumber)] = &[
+    ("slice_device_wait_seconds_total", "Time that device operations took, each from begin to end.", |m| {
+        m.device_wait_ns.get()
+    }),
+    ("slice_device_busy_seconds_total", "Time in which a device operation was under way.", |m| {
+        m.device_busy_ns.get()
+    }),
 ];
 
 const SLICE_GAUGES: &[(&str, &str, SliceNumber)] = &[
@@ -202,6 +217,10 @@ pub fn families(cores: &Cores) -> Vec<MetricFamily> {
     }
     for (name, help, number) in SLICE_COUNTERS {
         let metrics = per_slice(cores, |labels, slice| counter(labels, number(slice)));
+        out.push(family(name, help, MetricType::COUNTER, metrics));
+    }
+    for (name, help, number) in SLICE_TIMES {
+        let metrics = per_slice(cores, |labels, slice| float_counter(labels, number(slice) as f64 / 1e9));
         out.push(family(name, help, MetricType::COUNTER, metrics));
     }
     for (name, help, number) in SLICE_GAUGES {

@@ -149,6 +149,12 @@ pub struct SliceMetrics {
     pub reads: Cell64,
     /// Operations that failed on the device.
     pub failures: Cell64,
+    /// Device operations ended.
+    pub device_ops: Cell64,
+    /// Time they took, each by itself.
+    pub device_wait_ns: Cell64,
+    /// Time in which there was at least one.
+    pub device_busy_ns: Cell64,
 }
 
 /// Everything one data core counts.

@@ -123,6 +123,16 @@ impl Cluster {
 
     /// Starts a node's process and waits until its slice is open.
     pub(super) fn start(&mut self, node: usize) {
+        self.spawn(node);
+        self.wait("slice opens", |c| {
+            c.told()
+                .iter()
+                .any(|(n, msg)| *n == node && matches!(msg, CoreMsg::SliceOpened { result: Ok(_), .. }))
+        });
+    }
+
+    /// Starts a node's process.
+    pub(super) fn spawn(&mut self, node: usize) {
         let life = self.world.borrow().life.get(&node).copied().unwrap_or(0);
         let session = SessionId(1000 * (node as u64 + 1) + life);
         self.sessions.insert(node, session);
@@ -138,6 +148,7 @@ impl Cluster {
                 ..Default::default()
             },
             scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,
+            disk_timeout_s: crate::config::DISK_TIMEOUT_S,
             planted: self.planted,
         };
         let mut env = CoreEnv { world: self.world.clone(), node, arena: Arena::new(16 << 20).unwrap() };
@@ -146,11 +157,6 @@ impl Cluster {
         self.nodes.insert(node, Node { core, env });
         self.world.borrow_mut().told.clear();
         self.tell(node, CoreMsg::Identity { session });
-        self.wait("slice opens", |c| {
-            c.told()
-                .iter()
-                .any(|(n, msg)| *n == node && matches!(msg, CoreMsg::SliceOpened { result: Ok(_), .. }))
-        });
     }
 
     pub(super) fn crash(&mut self, node: usize) {
@@ -395,6 +401,20 @@ impl Cluster {
         let first = data.as_slice()[0];
         assert!(data.as_slice().iter().all(|byte| *byte == first), "a block is of one write");
         first
+    }
+
+    // Disks.
+
+    pub(super) fn disk(&mut self, node: usize, change: impl FnOnce(&mut DiskMem)) {
+        change(self.world.borrow_mut().disks.get_mut(&node).unwrap());
+    }
+
+    /// Why the node's slice failed, if it told its control core.
+    pub(super) fn slice_failed(&self, node: usize) -> Option<String> {
+        self.told().iter().find_map(|(from, msg)| match msg {
+            CoreMsg::SliceFailed { why, .. } if *from == node => Some(why.clone()),
+            _ => None,
+        })
     }
 
     // Looking inside.

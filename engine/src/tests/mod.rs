@@ -2,6 +2,7 @@
 
 mod cluster;
 mod data;
+mod disks;
 mod failover;
 mod origins;
 mod peering;

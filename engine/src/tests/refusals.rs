@@ -3,7 +3,7 @@
 use super::cluster::*;
 use crate::CoreMsg;
 use reactor::{Frame, IoBuf, Net};
-use wire::{BlockCrcs, ClusterId, Epoch, FrameKind, Header, Status};
+use wire::{BLOCK_BYTES, BlockCrcs, ClusterId, Epoch, FrameKind, Header, NodeId, SessionId, Status};
 
 fn ready(seed: u64) -> (Cluster, reactor::ConnId) {
     let mut c = Cluster::new(seed);
@@ -161,4 +161,136 @@ fn a_stop_finishes_what_is_in_flight_and_closes_the_slices() {
     );
     use reactor::Service;
     assert!(c.nodes[&0].core.finished());
+}
+
+/// A connection to a node as some other node's core.
+fn dial_as_node(c: &mut Cluster, to: usize) -> reactor::ConnId {
+    use reactor::Net;
+    let conn = c.client_env.connect(addr(to), reactor::Framing::Frames);
+    let hello = wire::control::Hello {
+        cluster: Some(CLUSTER),
+        role: wire::control::Role::Node(NodeId(9)),
+        session: SessionId(9),
+        incarnation: 1,
+        refused: 0,
+    };
+    c.client_env.send(conn, crate::session::hello_frame(&hello, 0).unwrap()).unwrap();
+    c.wait("welcome", |c| c.welcomed.contains_key(&conn));
+    conn
+}
+
+#[test]
+fn frames_of_an_epoch_that_no_record_knows_do_not_lock_a_pg() {
+    let (mut c, conn) = ready(9);
+    let forged = dial_as_node(&mut c, 1);
+    for epoch in [c.record.epoch.0 + 1, 1 << 60, u64::MAX] {
+        for kind in [FrameKind::Activate, FrameKind::SubWrite, FrameKind::SubDelete] {
+            let mut header = Header::new(kind, 0);
+            header.object = object(1);
+            header.slice = slice(1);
+            header.primary = slice(2);
+            header.epoch = Epoch(epoch);
+            header.blocks = 1;
+            let data = (kind == FrameKind::SubWrite).then(|| vec![7; BLOCK_BYTES]);
+            c.request(forged, header, data);
+        }
+    }
+    c.pass(100);
+    // The present epoch goes on, and so does the next one, whichever has what primary.
+    c.put(conn, 1, 0, 2);
+    assert_eq!(c.get(conn, 1, 0), 2);
+    for primary in [0, 1, 2] {
+        c.decide(primary, &[0, 1, 2], &[0, 1, 2]);
+        let conn = c.dial(primary, 10 + primary as u64);
+        c.put(conn, 1, 0, 3 + primary as u8);
+        c.wait_state(primary, crate::PgState::Clean);
+    }
+    assert!(c.equal(&[0, 1, 2]));
+}
+
+#[test]
+fn a_member_that_shows_an_epoch_that_no_record_knows_stops_its_primary_for_a_moment_only() {
+    let (mut c, conn) = ready(10);
+    let node = c.nodes.get_mut(&0).unwrap();
+    let key = node.core.pg_key(PG).unwrap();
+    node.core.supersede(key, Epoch(1 << 60));
+    let begin = c.world.borrow().now;
+    c.put(conn, 1, 0, 2);
+    let waited_ms = (c.world.borrow().now - begin) / 1_000_000;
+    assert!((1_000..=5_000).contains(&waited_ms), "{waited_ms} ms");
+    c.decide(1, &[0, 1, 2], &[0, 1, 2]);
+    let conn = c.dial(1, 11);
+    assert_eq!(c.get(conn, 1, 0), 2);
+}
+
+/// Stands at node 2's address: welcomes whoever connects, then answers every frame with garbage.
+fn answer_garbage(
+    c: &mut Cluster,
+    welcomed: &mut std::collections::BTreeSet<reactor::ConnId>,
+    seed: &mut u64,
+) {
+    for event in std::mem::take(&mut c.client_events) {
+        if let reactor::Event::Accepted { conn, .. } = event {
+            let hello = wire::control::Hello {
+                cluster: Some(CLUSTER),
+                role: wire::control::Role::Node(NodeId(3)),
+                session: SessionId(3000),
+                incarnation: 1,
+                refused: 0,
+            };
+            c.client_env.send(conn, crate::session::hello_frame(&hello, 0).unwrap()).unwrap();
+            welcomed.insert(conn);
+        }
+    }
+    const KINDS: [FrameKind; 8] = [
+        FrameKind::ActivateReply,
+        FrameKind::SubWriteReply,
+        FrameKind::ListReply,
+        FrameKind::SubReadReply,
+        FrameKind::SubVerifyReply,
+        FrameKind::SubOriginsReply,
+        FrameKind::Write,
+        FrameKind::Control,
+    ];
+    for conn in welcomed.iter().copied().filter(|conn| !c.closed.contains(conn)).collect::<Vec<_>>() {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let random = *seed >> 16;
+        let kind = KINDS[random as usize % KINDS.len()];
+        let mut header = Header::new(kind, (random << 7) | (random % 16));
+        header.pg = PG;
+        header.slice = slice((random % 3) as usize);
+        header.epoch = Epoch(random % 9);
+        header.status = if random.is_multiple_of(5) { Status::Ok } else { Status::Invalid };
+        header.block = random as u32;
+        header.blocks = (random % 70_000) as u16;
+        let data: Vec<u8> = (0..random % 5000).map(|n| (n ^ random) as u8).collect();
+        header.payload_len = data.len() as u32;
+        let payload = IoBuf::copy_of(&data).ok().filter(|_| !data.is_empty());
+        // A connection that has been closed takes nothing; that is all the same here.
+        let _ = c.client_env.send(conn, Frame { header, crcs: BlockCrcs::of(&data), payload });
+    }
+}
+
+#[test]
+fn a_peer_that_answers_garbage_is_cut_off_and_the_others_go_on() {
+    let (mut c, _) = ready(11);
+    c.crash(2);
+    c.decide(0, &[0, 1], &[0, 1]);
+    c.client_env.listen(addr(2), reactor::Framing::Frames, reactor::Token(0)).unwrap();
+    c.decide(0, &[0, 1, 2], &[0, 1]);
+    let (mut welcomed, mut seed) = (std::collections::BTreeSet::new(), 1);
+    for _ in 0..2000 {
+        c.pass(1);
+        answer_garbage(&mut c, &mut welcomed, &mut seed);
+    }
+    let cut = welcomed.iter().filter(|conn| c.closed.contains(conn)).count();
+    assert!(cut > 10, "cut off {cut} times");
+    // The director leaves it out, and everything is as it was.
+    c.decide(0, &[0, 1], &[0, 1]);
+    let conn = c.dial(0, 20);
+    assert_eq!(c.get(conn, 1, 0), 1);
+    c.put(conn, 1, 0, 2);
+    c.wait("equal copies", |c| c.equal(&[0, 1]));
+    assert_eq!(c.get(conn, 1, 0), 2);
+    c.assert_idle(0);
 }

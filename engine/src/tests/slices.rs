@@ -48,6 +48,7 @@ fn a_store_refused_by_the_shared_disk_queue_is_flushed_again() {
         metrics: Arc::new(CoreMetrics::new(&plan.slices)),
         store: StoreOptions::default(),
         scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,
+        disk_timeout_s: crate::config::DISK_TIMEOUT_S,
         planted: Planted::none(),
     };
     let mut env = CoreEnv { world: world.clone(), node: 0, arena: Arena::new(16 << 20).unwrap() };

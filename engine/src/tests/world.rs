@@ -17,6 +17,15 @@ type Blocks = BTreeMap<u64, Box<[u8]>>;
 pub(super) struct DiskMem {
     pub(super) blocks: Blocks,
     pub(super) bytes: u64,
+    /// Every operation fails like this.
+    pub(super) broken: Option<DiskError>,
+    /// Reads fail like this.
+    pub(super) unreadable: Option<DiskError>,
+    /// Operations are taken and never end.
+    pub(super) hangs: bool,
+    /// Operations take so much longer, in nanoseconds, one behind the other.
+    pub(super) slow_ns: u64,
+    pub(super) free_at: u64,
 }
 
 struct End {
@@ -234,7 +243,13 @@ impl World {
     /// Carries out a disk operation at its completion.
     pub(super) fn perform(&mut self, node: usize, op: &mut DiskOp) -> Result<(), DiskError> {
         let Some(disk) = self.disks.get_mut(&node) else { return Err(DiskError::Gone) };
+        if let Some(error) = disk.broken {
+            return Err(error);
+        }
         match op {
+            DiskOp::Read { .. } if disk.unreadable.is_some() => {
+                return Err(disk.unreadable.unwrap_or(DiskError::Io(5)));
+            }
             DiskOp::Read { offset, buf } => {
                 let first = *offset / 4096;
                 let Some(into) = buf.as_mut_slice() else { return Err(DiskError::Io(22)) };
@@ -296,7 +311,16 @@ impl Disk for CoreEnv {
         if world.disk_room < usize::MAX && world.queue.values().filter(mine).count() >= world.disk_room {
             return Err((Full, op));
         }
-        let at = world.now + 20_000 + world.random() % 20_000;
+        let mut at = world.now + 20_000 + world.random() % 20_000;
+        let now = world.now;
+        if let Some(disk) = world.disks.get_mut(&self.node) {
+            if disk.hangs {
+                at = u64::MAX;
+            } else if disk.slow_ns > 0 {
+                disk.free_at = disk.free_at.max(now) + disk.slow_ns;
+                at = disk.free_at;
+            }
+        }
         world.at(at, self.node, Due::Disk(token, op));
         Ok(())
     }

@@ -16,6 +16,7 @@ mod cache;
 pub mod check;
 mod checkpoint;
 pub mod commit;
+mod device;
 mod groups;
 mod index;
 mod lists;

@@ -425,6 +425,16 @@ impl SliceStore {
         self.checkpoint_page_failed(page, error);
     }
 
+    /// Every read in progress ends here and now, whatever the device still does.
+    pub(crate) fn fail_reads(&mut self, why: StoreError) {
+        self.reads.parked.clear();
+        for id in 0..self.reads.table.len() as u32 {
+            if self.reads.table.get(id as usize).is_some_and(|read| read.step != Step::Idle) {
+                self.finish_read(id, Err(why));
+            }
+        }
+    }
+
     fn finish_read(&mut self, id: u32, result: Result<(), StoreError>) {
         let Some(read) = self.reads.table.get_mut(id as usize) else { return };
         let (ticket, whole) = (read.ticket, read.whole);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use reactor::{DiskError, DiskIndex, DiskOp, Env, IoBuf, Token};
+use reactor::{DiskError, DiskIndex, DiskOp, Env, IoBuf, Mono, Token};
 use wire::{BLOCK_BYTES, ObjectId};
 
 use crate::alloc::Bitmap;
@@ -63,15 +63,22 @@ pub(crate) struct Counters {
     pub(crate) device_reads: u64,
     pub(crate) read_bytes: u64,
     pub(crate) corrupt: u64,
+    pub(crate) device_ops: u64,
+    pub(crate) device_wait_ns: u64,
+    pub(crate) device_busy_ns: u64,
 }
 
 /// Operations in flight and those that wait for room.
 pub(crate) struct Ops {
-    kinds: Vec<OpKind>,
-    free: Vec<u32>,
+    pub(crate) kinds: Vec<OpKind>,
+    pub(crate) free: Vec<u32>,
     /// Operations without a token yet, or refused by the environment.
-    backlog: VecDeque<(OpKind, DiskOp)>,
+    pub(crate) backlog: VecDeque<(OpKind, DiskOp)>,
     limit: u32,
+    /// When each was given to the environment, by token.
+    pub(crate) started: Vec<Mono>,
+    /// Since when there has always been one under way.
+    pub(crate) busy_since: Mono,
 }
 
 /// A slice, open or opening.
@@ -101,6 +108,8 @@ pub struct SliceStore {
     pub(crate) runs: Option<Box<crate::commit::Runs>>,
     pub(crate) events: VecDeque<StoreEvent>,
     pub(crate) counters: Counters,
+    /// Nobody waits for the device any more: completions only bring memory back.
+    pub(crate) abandoned: bool,
 }
 
 /// Blocks kept for eager reuse: writes of several blocks cannot use them.
@@ -150,7 +159,15 @@ impl SliceStore {
             reads: Reads::new(),
             checkpoint: Checkpoint::new(),
             opening: None,
-            ops: Ops { kinds: Vec::new(), free: Vec::new(), backlog: VecDeque::new(), limit: tokens.count },
+            ops: Ops {
+                kinds: Vec::new(),
+                free: Vec::new(),
+                backlog: VecDeque::new(),
+                limit: tokens.count,
+                started: Vec::new(),
+                busy_since: Mono(0),
+            },
+            abandoned: false,
             vecs: Vec::new(),
             runs: None,
             events: VecDeque::with_capacity(1024),
@@ -187,7 +204,10 @@ impl SliceStore {
 
     /// A completion whose token lies in this store's range.
     pub fn on_event(&mut self, env: &mut dyn Env, token: Token, result: Result<(), DiskError>, op: DiskOp) {
-        let Some(kind) = self.finish_op(token) else { return };
+        let Some(kind) = self.finish_op(token, env.now()) else { return };
+        if self.abandoned {
+            return;
+        }
         match (kind, op) {
             (OpKind::Commit { number, first }, DiskOp::Write { bufs, .. }) => {
                 self.commit_written(number, first, bufs, result);
@@ -329,7 +349,10 @@ impl SliceStore {
             read_bytes: self.counters.read_bytes,
             page_hits: self.cache.hits,
             page_misses: self.cache.misses,
-            in_flight: (self.ops.kinds.len() - self.ops.free.len() + self.ops.backlog.len()) as u64,
+            in_flight: (self.ops.under_way() + self.ops.backlog.len()) as u64,
+            device_ops: self.counters.device_ops,
+            device_wait_ns: self.counters.device_wait_ns,
+            device_busy_ns: self.counters.device_busy_ns,
             reads: self.reads.in_progress() as u64,
             corrupt: self.counters.corrupt,
             index_bytes: (self.index.bytes() + self.groups.bytes() + self.space.bytes() + self.table.bytes())
@@ -418,6 +441,7 @@ impl SliceStore {
         };
         match env.submit(self.disk, op, Token(self.tokens.first + u64::from(id))) {
             Ok(()) => {
+                self.op_started(id, env.now());
                 if let Some(to) = self.ops.kinds.get_mut(id as usize) {
                     *to = kind;
                 }
@@ -430,13 +454,14 @@ impl SliceStore {
         }
     }
 
-    fn finish_op(&mut self, token: Token) -> Option<OpKind> {
+    fn finish_op(&mut self, token: Token, now: Mono) -> Option<OpKind> {
         let id = token.0.checked_sub(self.tokens.first)?;
         let kind = std::mem::replace(self.ops.kinds.get_mut(id as usize)?, OpKind::Idle);
         if kind == OpKind::Idle {
             return None;
         }
         self.ops.free.push(id as u32);
+        self.op_ended(id as usize, now);
         Some(kind)
     }
 

@@ -114,6 +114,9 @@ pub enum StoreError {
     /// The store stopped because its own structures on disk are damaged.
     #[error("store has failed: damaged structure")]
     Damaged,
+    /// The store's owner has given it up.
+    #[error("store has been given up")]
+    Abandoned,
     /// `purge` of something that is not a tombstone of this version.
     #[error("not a tombstone of this version")]
     NotTombstone,
@@ -128,7 +131,7 @@ impl StoreError {
             Self::NoSpace => Status::NoSpace,
             Self::Invalid => Status::Invalid,
             Self::Corrupt => Status::Corrupt,
-            Self::Io | Self::Failed(_) | Self::Damaged => Status::Io,
+            Self::Io | Self::Failed(_) | Self::Damaged | Self::Abandoned => Status::Io,
             Self::NotTombstone => Status::NotFound,
         }
     }
@@ -326,6 +329,12 @@ pub struct StoreStats {
     pub page_misses: u64,
     /// Device operations in flight.
     pub in_flight: u64,
+    /// Device operations that have ended.
+    pub device_ops: u64,
+    /// Time they took, each from its submission to its end.
+    pub device_wait_ns: u64,
+    /// Time in which at least one was under way, up to the last moment when none was.
+    pub device_busy_ns: u64,
     /// Reads in progress.
     pub reads: u64,
     /// Blocks that failed their checksum.

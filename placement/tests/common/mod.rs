@@ -11,6 +11,7 @@ pub const GIB: u64 = 1 << 30;
 pub fn node(id: u64, host: &str, disks: u64, slices: u64, cores: u16, slice_bytes: u64) -> Node {
     let disk = |d: u64| Disk {
         uuid: DiskUuid(u128::from(id) << 64 | u128::from(d)),
+        path: String::new(),
         slices: (0..slices)
             .map(|s| Slice {
                 id: SliceId(id * 10_000 + d * 100 + s),
@@ -27,6 +28,7 @@ pub fn node(id: u64, host: &str, disks: u64, slices: u64, cores: u16, slice_byte
         cores: vec![at; cores.into()],
         disks: (0..disks).map(disk).collect(),
         version: String::new(),
+        problems: Vec::new(),
     }
 }
 

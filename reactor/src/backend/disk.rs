@@ -12,6 +12,12 @@ use std::sync::Arc;
 /// Disk operations of one core in flight, over all its disks: eight drives at depth 128, beyond which a
 /// drive only queues.
 pub const DISK_OPS_MAX: usize = 1024;
+/// Operations that each disk of a core may have in flight, however many disks there are. A core with more
+/// than eight has room for more in all.
+///
+/// Each disk has an equal share of the room that is its own: a drive that ends nothing any more must not
+/// take the room of the others.
+const OPS_PER_DISK_MIN: usize = 128;
 /// Times an operation is submitted again after EINTR or EAGAIN before that counts as an error: a device
 /// that never gets beyond it would keep the loop busy for ever.
 const RETRIES_MAX: u8 = 100;
@@ -39,6 +45,10 @@ pub(crate) struct Disks {
     registered: bool,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Operations in flight, by disk.
+    in_flight_of: Vec<usize>,
+    /// The most that one disk may have.
+    share: usize,
     stats: Arc<CoreStats>,
 }
 
@@ -58,8 +68,10 @@ impl Disks {
                 false
             }
         };
-        let slots = if files.is_empty() { 0 } else { DISK_OPS_MAX };
+        let (slots, share) = room(files.len());
         Self {
+            in_flight_of: vec![0; files.len()],
+            share,
             files,
             registered,
             slots: (0..slots).map(|_| Slot::default()).collect(),
@@ -97,7 +109,12 @@ impl Disks {
             events.push_back(Event::DiskDone { disk, token, result: Ok(()), op });
             return Ok(());
         }
+        let at = usize::from(disk.0);
+        let Some(count) = self.in_flight_of.get_mut(at).filter(|count| **count < self.share) else {
+            return Err((Full, op));
+        };
         let Some(index) = self.free.pop() else { return Err((Full, op)) };
+        *count += 1;
         if let Some(slot) = self.slots.get_mut(index as usize) {
             slot.op = Some(InFlight { disk, token, op, done: 0, retries: 0 });
         }
@@ -136,6 +153,9 @@ impl Disks {
             Next::Done(result) => {
                 if let Some(InFlight { disk, token, op, .. }) = slot.op.take() {
                     self.free.push(index);
+                    if let Some(count) = self.in_flight_of.get_mut(usize::from(disk.0)) {
+                        *count -= 1;
+                    }
                     self.stats.disk_ops.add(1);
                     events.push_back(Event::DiskDone { disk, token, result, op });
                     self.stats.disk_in_flight.set(self.in_flight() as u64);
@@ -150,6 +170,15 @@ impl Disks {
     pub(crate) fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.slots));
     }
+}
+
+/// Slots for so many disks, and how many of them one disk may have.
+fn room(disks: usize) -> (usize, usize) {
+    if disks == 0 {
+        return (0, 0);
+    }
+    let slots = DISK_OPS_MAX.max(disks * OPS_PER_DISK_MIN);
+    (slots, slots / disks)
 }
 
 /// Bytes that an operation moves; `None` when it moves none by nature.
@@ -264,8 +293,8 @@ fn judge(op: &mut InFlight, result: i32) -> Next {
     if op.done >= total {
         Next::Done(Ok(()))
     } else if result == 0 {
-        // The range was checked against the size at opening: the file has been cut since.
-        Next::Done(Err(DiskError::Io(0)))
+        // The range was checked against the size at opening.
+        Next::Done(Err(DiskError::Truncated))
     } else {
         Next::Again
     }
@@ -294,6 +323,16 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_ends_nothing_leaves_the_others_their_room() {
+        assert_eq!(room(0), (0, 0));
+        assert_eq!(room(1), (DISK_OPS_MAX, DISK_OPS_MAX));
+        for disks in 1..64 {
+            let (slots, share) = room(disks);
+            assert!(share >= OPS_PER_DISK_MIN && share * disks <= slots, "{disks} disks: {slots}, {share}");
+        }
+    }
+
+    #[test]
     fn short_transfers_go_on_and_errors_are_told_apart() {
         let arena = Arena::new(1 << 20).unwrap();
         let op = || InFlight {
@@ -307,7 +346,7 @@ mod tests {
         assert!(matches!(judge(&mut one, 4096), Next::Again));
         assert!(matches!(judge(&mut one, -libc::EINTR), Next::Again));
         assert!(matches!(judge(&mut one, 4096), Next::Done(Ok(()))));
-        assert!(matches!(judge(&mut op(), 0), Next::Done(Err(DiskError::Io(0)))));
+        assert!(matches!(judge(&mut op(), 0), Next::Done(Err(DiskError::Truncated))));
         assert!(matches!(judge(&mut op(), -libc::ENOSPC), Next::Done(Err(DiskError::NoSpace))));
         assert!(matches!(judge(&mut op(), -libc::ENODEV), Next::Done(Err(DiskError::Gone))));
         assert!(matches!(judge(&mut op(), -libc::EIO), Next::Done(Err(DiskError::Io(libc::EIO)))));

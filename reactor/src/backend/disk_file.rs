@@ -16,8 +16,9 @@ use wire::BLOCK_BYTES;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// The ioctl that tells a block device's size in bytes: `_IOR(0x12, 114, size_t)`.
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
-/// Attempts to lock a disk, and the time between two: half a second in all.
-const LOCK_TRIES: u32 = 25;
+/// Attempts to lock a disk, and the time between two: two seconds in all. On a busy machine the kernel takes
+/// that long to take apart the ring of a process that has ended in disorder.
+const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// Torn-write unit of drives that promise no more than their sector.
 const SECTOR_BYTES: u32 = 512;

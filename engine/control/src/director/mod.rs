@@ -13,7 +13,7 @@ use crate::planted::{Bug, Planted};
 use crate::view::{PgEntry, Touched, View};
 use decide::{Situation, begin_hand_over};
 use handover::{Halfway, HandOvers, Why};
-use placement::{Assigner, LOOKS_PER_STEP, PgRecord, PlacementError, Pool, Rule, Topology, key};
+use placement::{Assigner, LOOKS_PER_STEP, Node, PgRecord, PlacementError, Pool, Rule, Topology, key};
 use reactor::Mono;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -82,6 +82,8 @@ struct Leading {
     topology: Arc<Topology>,
     /// Nodes that are to keep no copies.
     emptied: BTreeSet<NodeId>,
+    /// Slices that failed in the processes of their nodes seen last. A node that is down has not mended them.
+    failed: BTreeMap<NodeId, Vec<SliceId>>,
     /// The pool that is being placed.
     placing: Option<(PoolId, Assigner)>,
     retarget: BTreeSet<PoolId>,
@@ -136,8 +138,9 @@ impl Director {
             dirty: view.pgs().keys().copied().collect(),
             restarted: BTreeSet::new(),
             dirty_pools: view.pools().keys().copied().collect(),
-            topology: Arc::new(view.topology()),
+            topology: Arc::new(Topology::default()),
             emptied: view.emptied(),
+            failed: BTreeMap::new(),
             placing: None,
             retarget: view.pools().keys().copied().collect(),
             targets: BTreeMap::new(),
@@ -148,6 +151,10 @@ impl Director {
             busy: BTreeSet::new(),
             unreachable: BTreeSet::new(),
         });
+        if let Some(leading) = &mut self.leading {
+            view.live().keys().for_each(|node| leading.note_failed(view, *node));
+            leading.topology = leading.placeable(view);
+        }
     }
 
     /// It leads no longer. Transactions on their way may still succeed.
@@ -173,6 +180,8 @@ impl Director {
                 if session.is_none() {
                     leading.lost.insert(node);
                 } else {
+                    leading.note_failed(view, node);
+                    leading.follow_topology(view);
                     leading.lost.remove(&node);
                     leading.unreachable.remove(&node);
                     // New pools may be waiting for this node.
@@ -181,13 +190,7 @@ impl Director {
                 leading.dirty.append(&mut pgs);
             }
             Touched::Node(node) | Touched::Drain(node) => {
-                // A node that registers again as it was moves nothing.
-                let (topology, emptied) = (view.topology(), view.emptied());
-                if topology != *leading.topology || emptied != leading.emptied {
-                    leading.topology = Arc::new(topology);
-                    leading.emptied = emptied;
-                    leading.retarget.extend(view.pools().keys());
-                }
+                leading.follow_topology(view);
                 leading.dirty.append(&mut view.pgs_of_node(node));
             }
             Touched::Pool(pool) => {
@@ -198,7 +201,7 @@ impl Director {
             Touched::Image(pool) => {
                 leading.dirty_pools.insert(pool);
             }
-            Touched::Cluster | Touched::Scrub(_) | Touched::Settings | Touched::Other => {}
+            Touched::Cluster | Touched::Disk(_) | Touched::Scrub(_) | Touched::Settings | Touched::Other => {}
         }
     }
 
@@ -312,6 +315,35 @@ impl Director {
 }
 
 impl Leading {
+    fn note_failed(&mut self, view: &View, node: NodeId) {
+        match view.live().get(&node).map(|live| live.failed.clone()).filter(|failed| !failed.is_empty()) {
+            Some(failed) => self.failed.insert(node, failed),
+            None => self.failed.remove(&node),
+        };
+    }
+
+    /// What copies may be placed on: every slice registered that has not failed.
+    fn placeable(&self, view: &View) -> Arc<Topology> {
+        let failed: BTreeSet<SliceId> = self.failed.values().flatten().copied().collect();
+        if failed.is_empty() {
+            return Arc::new(view.topology());
+        }
+        let mut nodes: Vec<Node> = view.nodes().values().cloned().collect();
+        for disk in nodes.iter_mut().flat_map(|node| &mut node.disks) {
+            disk.slices.retain(|slice| !failed.contains(&slice.id));
+        }
+        Arc::new(Topology::new(&nodes).following(&view.drained()))
+    }
+
+    /// A node that registers again as it was moves nothing.
+    fn follow_topology(&mut self, view: &View) {
+        let (topology, emptied) = (self.placeable(view), view.emptied());
+        if topology != self.topology || emptied != self.emptied {
+            (self.topology, self.emptied) = (topology, emptied);
+            self.retarget.extend(view.pools().keys());
+        }
+    }
+
     fn touched_pg(&mut self, view: &View, pg: PgId, now: Mono) {
         self.dirty.insert(pg);
         let Some(entry) = view.pgs().get(&pg) else {

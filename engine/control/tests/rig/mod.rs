@@ -4,6 +4,7 @@
 
 use control::{ControlConfig, ControlCore, ControlStatus, MetaRegion, Planted, StatusInner, Voter};
 use engine::CoreMsg;
+use engine::msg::Opened;
 use placement::{Disk, Slice};
 use reactor::*;
 use std::cell::RefCell;
@@ -40,6 +41,8 @@ struct Shared {
     mesh: Vec<(usize, CoreId, CoreMsg)>,
     /// Nodes whose frames are lost, both ways.
     cut: BTreeSet<usize>,
+    /// By how much wall clocks are wrong, in milliseconds.
+    wall_off: BTreeMap<usize, i64>,
 }
 
 impl Shared {
@@ -71,7 +74,9 @@ impl Clock for RigEnv {
         Mono(self.shared.borrow().now)
     }
     fn wall(&self) -> WallMs {
-        WallMs(1_700_000_000_000 + self.shared.borrow().now / MS)
+        let shared = self.shared.borrow();
+        let off = shared.wall_off.get(&self.me).copied().unwrap_or(0);
+        WallMs((1_700_000_000_000 + shared.now / MS).saturating_add_signed(off))
     }
 }
 
@@ -241,7 +246,8 @@ impl Rig {
             voters: self.voters.clone(),
             meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: 8 << 20 }),
             data_cores: 2,
-            disks: vec![Disk { uuid: DiskUuid(u128::from(id)), slices }],
+            disks: vec![Disk { uuid: DiskUuid(u128::from(id)), path: String::new(), slices }],
+            problems: Vec::new(),
             session: None,
             lease_ttl_ms: control::LEASE_TTL_MS,
             lease_renew_ms: control::LEASE_RENEW_MS,
@@ -272,10 +278,19 @@ impl Rig {
         let service = party.service.as_mut().unwrap();
         service.start(&mut party.env);
         service.flush(&mut party.env);
+        // Every start finds its slices further than the one before left them.
+        let generation = self.shared.borrow().seq + 1;
         for core in 0..2 {
             let addr = SocketAddr::from(([127, 0, 0, 1], 8000 + id as u16 * 10 + core));
             self.tell(me, core, CoreMsg::Listening { addr });
-            self.tell(me, core, CoreMsg::SliceOpened { slice: slice(id, core), result: Ok(1 << 30) });
+            self.tell(
+                me,
+                core,
+                CoreMsg::SliceOpened {
+                    slice: slice(id, core),
+                    result: Ok(Opened { size_bytes: 1 << 30, generation }),
+                },
+            );
         }
         me
     }
@@ -283,6 +298,11 @@ impl Rig {
     pub fn start_node(&mut self, id: u64) -> usize {
         let config = self.config(id);
         self.start(config, None)
+    }
+
+    /// Participants' wall clocks are wrong by so much from now on.
+    pub fn set_clocks(&mut self, off_ms: &[(usize, i64)]) {
+        self.shared.borrow_mut().wall_off = off_ms.iter().copied().collect();
     }
 
     /// A data core says something.

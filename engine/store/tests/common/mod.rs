@@ -51,6 +51,8 @@ pub struct TestEnv {
     rng: u64,
     pub fail_writes: bool,
     pub fail_reads: bool,
+    /// Writes that still succeed, and how all later ones fail.
+    pub writes_left: Option<(u64, DiskError)>,
     pub queue_max: usize,
     /// Forget blocks of data, keep those of the format: for sizes that memory does not hold.
     pub drop_data: bool,
@@ -72,6 +74,7 @@ impl TestEnv {
             rng: seed,
             fail_writes: false,
             fail_reads: false,
+            writes_left: None,
             queue_max: 4096,
             drop_data: false,
             writes: 0,
@@ -131,6 +134,12 @@ impl TestEnv {
         let at = if self.kind.reorder { self.below(self.in_flight.len() as u64) as usize } else { 0 };
         let InFlight { mut op, token, volatile_at_submit } = self.in_flight.remove(at);
         let mut result = Ok(());
+        if let (DiskOp::Write { .. }, Some((left, error))) = (&op, &mut self.writes_left) {
+            if *left == 0 {
+                return Some((token, Err(*error), op));
+            }
+            *left -= 1;
+        }
         match &mut op {
             DiskOp::Read { .. } if self.fail_reads => result = Err(DiskError::Io(5)),
             DiskOp::Write { .. } if self.fail_writes => result = Err(DiskError::Io(5)),

@@ -1,0 +1,176 @@
+//! Disks and clocks that are not what they should be, as the control core sees them.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
+
+mod rig;
+
+use control::admin::{self, PoolSpec};
+use control::claims;
+use control::{ControlError, Phase};
+use engine::CoreMsg;
+use engine::msg::Extent;
+use placement::{DiskRecord, FailureDomain, PgRecord, Retired, key};
+use reactor::Framing;
+use rig::*;
+use std::collections::BTreeMap;
+use wire::control::{Compare, Hello, MetaReply, MetaRequest};
+use wire::{DiskUuid, PgId, Revision, SliceId};
+
+const PGS: usize = 16;
+
+fn registered(rig: &Rig, nodes: &[usize]) -> bool {
+    nodes.iter().all(|node| rig.status(*node).phase == Phase::Registered)
+}
+
+/// Three nodes of two slices on one disk each, and a pool of three copies.
+fn cluster(clocks: &[i64]) -> (Rig, Vec<usize>, Client) {
+    let mut rig = Rig::new(&[1, 2, 3]);
+    let nodes: Vec<usize> = (1..=3).map(|id| rig.start_node(id)).collect();
+    rig.set_clocks(&nodes.iter().copied().zip(clocks.iter().copied()).collect::<Vec<_>>());
+    rig.until(3000, "all registered", |rig| registered(rig, &nodes));
+    let mut client = rig.client();
+    client.connect(&mut rig, address(1), Framing::Frames);
+    let _: Hello = client.hello(&mut rig, None);
+    let spec = PoolSpec {
+        name: "p".into(),
+        copies: 3,
+        min_copies: None,
+        pg_count: Some(PGS as u32),
+        failure_domain: FailureDomain::Host,
+        scrub: Default::default(),
+    };
+    let keys = client.read(&mut rig, &admin::reads_create_pool());
+    let (_, txn) = admin::create_pool(&keys, &spec).unwrap();
+    assert!(matches!(client.ask(&mut rig, txn), MetaReply::Applied { .. }));
+    rig.until(1000, "PGs", |rig| records(rig, nodes[0]).len() == PGS);
+    (rig, nodes, client)
+}
+
+fn records(rig: &Rig, node: usize) -> BTreeMap<PgId, PgRecord> {
+    rig.core(node).view().pgs().iter().map(|(pg, entry)| (*pg, entry.record.clone())).collect()
+}
+
+fn names(record: &PgRecord, slice: SliceId) -> bool {
+    record.target.iter().chain(&record.acting).chain(&record.in_sync).any(|one| *one == slice)
+}
+
+fn given_up(rig: &Rig, node: usize) -> Vec<(u16, SliceId, String)> {
+    rig.with_told(node, |(_, core, msg)| match msg {
+        CoreMsg::GiveUp { slice, why, .. } => Some((core.0, *slice, why.clone())),
+        _ => None,
+    })
+}
+
+/// The record of a node's disk.
+fn disk_record(rig: &mut Rig, client: &mut Client, disk: DiskUuid) -> (DiskRecord, Revision) {
+    let request = MetaRequest::Range { prefix: key::disk(disk), limit: 1 };
+    let MetaReply::Range { items, .. } = client.ask(rig, request) else { panic!("no range") };
+    (serde_json::from_str(&items[0].value).unwrap(), items[0].mod_revision)
+}
+
+#[test]
+fn placement_groups_leave_a_failed_slice_for_another_of_its_host() {
+    let (mut rig, nodes, _) = cluster(&[]);
+    let broken = slice(2, 0);
+    assert!(records(&rig, nodes[0]).values().any(|record| names(record, broken)));
+    let why = "device is gone".to_owned();
+    rig.tell(nodes[1], 0, CoreMsg::SliceFailed { slice: broken, why, extent: Extent::Slice });
+    rig.until(2000, "other slices", |rig| {
+        let records = records(rig, nodes[0]);
+        let moved = |record: &PgRecord| {
+            let other = record.target.contains(&slice(2, 1)) && record.acting.len() == 3;
+            other && !record.target.contains(&broken) && !record.acting.contains(&broken)
+        };
+        records.values().all(moved)
+    });
+    assert!(given_up(&rig, nodes[1]).is_empty());
+    // While the node is down nothing says that its slice has been mended.
+    rig.kill(nodes[1]);
+    rig.run(3000);
+    assert!(records(&rig, nodes[0]).values().all(|record| !record.target.contains(&broken)));
+}
+
+#[test]
+fn a_failed_disk_takes_its_slices_on_other_cores_along() {
+    let (mut rig, nodes, _) = cluster(&[]);
+    let why = "device is gone".to_owned();
+    rig.tell(nodes[1], 0, CoreMsg::SliceFailed { slice: slice(2, 0), why, extent: Extent::Disk });
+    rig.until(1000, "the other core to hear", |rig| !given_up(rig, nodes[1]).is_empty());
+    assert_eq!(given_up(&rig, nodes[1]), [(1, slice(2, 1), "device is gone".to_owned())]);
+}
+
+#[test]
+fn a_disk_that_is_retired_under_a_running_node_is_given_up() {
+    let (mut rig, nodes, mut client) = cluster(&[]);
+    let disk = rig.config(2).disks[0].uuid;
+    let (mut record, revision) = disk_record(&mut rig, &mut client, disk);
+    record.retired = Some(Retired { at_ms: 1, replaced_by: None });
+    let compares = vec![Compare::ModRevision { key: key::disk(disk), revision }];
+    let writes = vec![claims::put(disk, &record).unwrap()];
+    assert!(matches!(client.ask(&mut rig, MetaRequest::Txn { compares, writes }), MetaReply::Applied { .. }));
+    rig.until(2000, "both slices to go", |rig| {
+        let gone = |record: &PgRecord| {
+            !record.acting.contains(&slice(2, 0)) && !record.acting.contains(&slice(2, 1))
+        };
+        given_up(rig, nodes[1]).len() == 2 && records(rig, nodes[0]).values().all(gone)
+    });
+    assert!(registered(&rig, &nodes), "the node lives, as a voter for one");
+    // Started anew it has nothing to serve with.
+    rig.kill(nodes[1]);
+    rig.run(2000);
+    let config = rig.config(2);
+    let again = rig.start(config, Some(nodes[1]));
+    rig.until(3000, "refused", |rig| {
+        matches!(&rig.status(again).phase, Phase::Failed(ControlError::Disks(why)) if why.contains("retired"))
+    });
+}
+
+#[test]
+fn generations_are_recorded_while_a_node_runs_and_never_go_back() {
+    let (mut rig, nodes, mut client) = cluster(&[]);
+    let disk = rig.config(2).disks[0].uuid;
+    let mark = |rig: &mut Rig, client: &mut Client| disk_record(rig, client, disk).0.slices[0].generation;
+    let before = mark(&mut rig, &mut client);
+    let say = |rig: &mut Rig, generation| {
+        let msg = CoreMsg::SliceStat { slice: slice(2, 0), stat: Default::default(), generation };
+        rig.tell(nodes[1], 0, msg);
+    };
+    say(&mut rig, before + 500);
+    rig.run(2 * claims::MARK_MS);
+    assert_eq!(mark(&mut rig, &mut client), before + 500);
+    say(&mut rig, before);
+    rig.run(2 * claims::MARK_MS);
+    assert_eq!(mark(&mut rig, &mut client), before + 500);
+}
+
+/// What a cluster does whose third node dies and returns: how its records change, and when.
+fn history(clocks: &[i64]) -> Vec<(u64, BTreeMap<PgId, PgRecord>)> {
+    let (mut rig, nodes, _) = cluster(clocks);
+    let mut history = Vec::new();
+    let mut watch = |rig: &mut Rig, ms: u64| {
+        for _ in 0..ms {
+            rig.run(1);
+            let now = records(rig, nodes[0]);
+            if history.last().is_none_or(|(_, last)| *last != now) {
+                history.push((rig.now_ms(), now));
+            }
+        }
+    };
+    watch(&mut rig, 500);
+    rig.kill(nodes[2]);
+    watch(&mut rig, 3000);
+    let config = rig.config(3);
+    let again = rig.start(config, Some(nodes[2]));
+    watch(&mut rig, 3000);
+    assert!(registered(&rig, &[nodes[0], nodes[1], again]));
+    history
+}
+
+#[test]
+fn wall_clocks_that_are_hours_or_years_apart_change_nothing() {
+    const HOUR_MS: i64 = 3_600_000;
+    let right = history(&[0, 0, 0]);
+    assert!(right.len() > 2, "something happens");
+    for wrong in [[-9 * HOUR_MS, 0, 24 * HOUR_MS], [400 * 24 * HOUR_MS, -30 * 365 * 24 * HOUR_MS, 0]] {
+        assert!(history(&wrong) == right, "{wrong:?}");
+    }
+}
