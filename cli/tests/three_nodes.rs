@@ -5,6 +5,7 @@
 mod common;
 
 use cli::deadline::Stopwatch;
+use common::clients::{self, Clients};
 use common::{LIMIT, TestCluster, pattern, wait_until};
 use drystone::OpenMode;
 use rustix::process::Signal;
@@ -20,15 +21,6 @@ const FAILOVER_LIMIT: Duration = Duration::from_secs(3);
 const HAND_OVER_LIMIT: Duration = Duration::from_millis(500);
 const IMAGE_BYTES: u64 = 32 << 20;
 const BLOCK: u64 = 4096;
-
-fn verify(cluster: &TestCluster, written: &BTreeMap<u64, u64>) {
-    let image = cluster.client().open("i", OpenMode::ReadOnly).unwrap();
-    let mut read = vec![0; BLOCK as usize];
-    for (block, seed) in written {
-        image.read_at(block * BLOCK, &mut read).unwrap();
-        assert!(read == pattern(*seed, BLOCK as usize), "block {block} lost its last acknowledged write");
-    }
-}
 
 /// Runs writers while `disturb` does harm; verifies everything afterwards and returns the longest write.
 fn writes_survive(
@@ -61,7 +53,7 @@ fn writes_survive(
         }
         (all, longest)
     });
-    verify(cluster, &written);
+    clients::verify(cluster, &written);
     longest
 }
 
@@ -146,93 +138,32 @@ fn slices_of(admin: &mut cli::cluster::Cluster, node: NodeId) -> BTreeSet<SliceI
     node.disks.iter().flat_map(|disk| disk.slices.iter().map(|slice| slice.id)).collect()
 }
 
-/// Sets a flag when dropped, so that a failed test does not wait for its clients for ever.
-struct Stopper<'a>(&'a AtomicBool);
-
-impl Drop for Stopper<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_returned_node_gets_its_primaries_back_and_clients_hardly_notice() {
     let mut cluster = TestCluster::with_image(3, IMAGE_BYTES);
     let own = slices_of(&mut cluster.admin(), NodeId(2));
     let before = primaries(&mut cluster.admin());
     assert!(before.values().any(|slice| own.contains(slice)), "no primary to hand over");
-    let (stop, done, slowest) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let addresses = cluster.fleet.controls();
-    let (written, gap) = std::thread::scope(|scope| {
-        let stopper = Stopper(&stop);
-        let clients: Vec<_> = (0..2)
-            .map(|seed| {
-                let (stop, done, slowest, addresses) = (&stop, &done, &slowest, &addresses);
-                scope.spawn(move || read_and_write_at(addresses, seed, stop, done, slowest))
-            })
-            .collect();
-        let more = |count: u64| {
-            let until = done.load(Ordering::Relaxed) + count;
-            wait_until("operations to go on", || done.load(Ordering::Relaxed) >= until);
-        };
-        more(200);
-        cluster.fleet.kill(1).unwrap();
-        // Until somebody else has all of its primaries: from then on nothing but its return can disturb.
-        let mut admin = cluster.admin();
-        wait_until("other primaries", || {
-            let now = primaries(&mut admin);
-            now.len() == before.len() && now.values().all(|slice| !own.contains(slice))
-        });
-        more(200);
-        slowest.store(0, Ordering::Relaxed);
-        cluster.fleet.spawn(1).unwrap();
-        cluster.fleet.wait_ready(1).unwrap();
-        wait_until("its primaries to be back", || primaries(&mut admin) == before);
-        more(200);
-        let gap = Duration::from_micros(slowest.load(Ordering::Relaxed));
-        drop(stopper);
-        let written: BTreeMap<_, _> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
-        (written, gap)
+    let clients = Clients::start(&cluster.fleet.controls(), 2, IMAGE_BYTES);
+    clients.more(200);
+    cluster.fleet.kill(1).unwrap();
+    // Until somebody else has all of its primaries: from then on nothing but its return can disturb.
+    let mut admin = cluster.admin();
+    wait_until("other primaries", || {
+        let now = primaries(&mut admin);
+        now.len() == before.len() && now.values().all(|slice| !own.contains(slice))
     });
+    clients.more(200);
+    clients.slowest();
+    cluster.fleet.spawn(1).unwrap();
+    cluster.fleet.wait_ready(1).unwrap();
+    wait_until("its primaries to be back", || primaries(&mut admin) == before);
+    clients.more(200);
+    let gap = clients.slowest();
     println!("the longest operation while the node returned and primaries were handed over: {gap:?}");
     assert!(gap < HAND_OVER_LIMIT, "an operation took {gap:?} while primaries were handed over");
     cluster.wait_clean();
-    verify(&cluster, &written);
-}
-
-/// Writes and reads back random blocks until told to stop; no operation may fail. `slowest` is the longest
-/// one in microseconds since somebody set it to zero.
-fn read_and_write_at(
-    addresses: &[std::net::SocketAddr],
-    seed: u64,
-    stop: &AtomicBool,
-    done: &AtomicU64,
-    slowest: &AtomicU64,
-) -> BTreeMap<u64, u64> {
-    let client = drystone::blocking::Cluster::connect(addresses, drystone::Options::default()).unwrap();
-    let image = client.open("i", OpenMode::ReadWrite).unwrap();
-    let mut written = BTreeMap::new();
-    let mut read = vec![0; BLOCK as usize];
-    let mut state = seed;
-    while !stop.load(Ordering::Relaxed) {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let block = (state >> 33) % (IMAGE_BYTES / BLOCK / 4) * 4 + seed % 4;
-        let data = pattern(state, BLOCK as usize);
-        for write in [true, false] {
-            let watch = Stopwatch::start();
-            if write {
-                image.write_at(block * BLOCK, &data).unwrap();
-            } else {
-                image.read_at(block * BLOCK, &mut read).unwrap();
-                assert!(read == data, "block {block} does not read as written");
-            }
-            let took = watch.elapsed().as_micros();
-            slowest.fetch_max(u64::try_from(took).unwrap_or(u64::MAX), Ordering::Relaxed);
-        }
-        written.insert(block, state);
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-    written
+    clients::verify(&cluster, &clients.finish());
 }
 
 #[test]
@@ -268,7 +199,7 @@ fn everything_survives_the_death_of_all_nodes() {
         writer.join().unwrap().0
     });
     cluster.wait_clean();
-    verify(&cluster, &written);
+    clients::verify(&cluster, &written);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Disks that can be broken: loop devices, small file systems, and a client that notices.
 
+#![allow(clippy::disallowed_methods, reason = "a client of its own thread beside the test")]
+
 use super::{LIMIT, TestCluster, pattern};
 use cli::deadline::Deadline;
 use cli::health::ClusterStatus;

@@ -70,18 +70,17 @@ impl ControlCore {
         if !others || !self.registrar.is_registered() {
             return false;
         }
-        let told = view.live().get(&node).is_some_and(|live| live.leaving);
         let own = |slice: &wire::SliceId| view.home(*slice).is_some_and(|home| home.node == node);
-        !told
-            || view.pgs_of_node(node).iter().any(|pg| {
-                let Some((entry, pool)) = view.pgs().get(pg).zip(view.pools().get(&pg.pool)) else {
-                    return false;
-                };
+        view.pgs_of_node(node).iter().any(|pg| {
+            let Some((entry, pool)) = view.pgs().get(pg).zip(view.pools().get(&pg.pool)) else {
+                return false;
+            };
+            let can_be_given = || {
                 let session = self.registrar.session();
-                entry.record.acting.iter().any(own)
-                    && (entry.record.primary.is_some()
-                        || finish_hand_over(view, entry, pool, session).is_some())
-            })
+                entry.record.primary.is_some() || finish_hand_over(view, entry, pool, session).is_some()
+            };
+            entry.record.acting.iter().any(own) && can_be_given()
+        })
     }
 
     pub(crate) fn core_stopped(&mut self, env: &mut dyn Env, core: CoreId) {

@@ -191,11 +191,6 @@ impl Situation<'_> {
 
     /// Whether the PG is clean and another member should be its primary.
     pub fn wants_hand_over(&self, record: &PgRecord) -> bool {
-        // To a drained node only from one that is to have no copy at all.
-        let stays = record.primary.is_some_and(|primary| self.target.contains(&primary));
-        if stays && self.target.first().is_some_and(|first| self.view.is_drained(*first)) {
-            return false;
-        }
         let allowed = |slice: &SliceId| self.target.contains(slice) || record.primary == Some(*slice);
         let ready = |slice: &SliceId| {
             self.up(*slice) && record.acting.contains(slice) && record.in_sync.contains(slice)

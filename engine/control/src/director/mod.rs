@@ -6,11 +6,15 @@
 //! gives primaries back to their preferred members. Two directors at once do no harm: every write
 //! compares the record's revision.
 
+mod bundle;
 pub mod decide;
 pub mod handover;
 
 use crate::planted::{Bug, Planted};
 use crate::view::{PgEntry, Touched, View};
+pub use bundle::put_record;
+
+use bundle::Bundle;
 use decide::{Situation, begin_hand_over};
 use handover::{Halfway, HandOvers, Why};
 use placement::{Assigner, LOOKS_PER_STEP, Node, PgRecord, PlacementError, Pool, Rule, Topology, key};
@@ -522,35 +526,6 @@ impl Leading {
         };
         self.hand_overs.want(pg, why, former, now).then(|| begin_hand_over(&entry.record))
     }
-}
-
-/// Records that go into one transaction.
-#[derive(Default)]
-struct Bundle {
-    pgs: Vec<PgId>,
-    compares: Vec<Compare>,
-    writes: Vec<Write>,
-}
-
-impl Bundle {
-    fn add(&mut self, pg: PgId, record: &PgRecord, revision: Revision) {
-        let Some(write) = put_record(pg, record) else { return };
-        if revision == Revision(0) {
-            let exists = Compare::Exists { key: key::pool(pg.pool) };
-            if !self.compares.contains(&exists) {
-                self.compares.push(exists);
-            }
-        }
-        self.compares.push(Compare::ModRevision { key: key::pg(pg), revision });
-        self.writes.push(write);
-        self.pgs.push(pg);
-    }
-}
-
-/// The write of a PG's record. Serialising numbers and lists cannot fail.
-pub fn put_record(pg: PgId, record: &PgRecord) -> Option<Write> {
-    let value = serde_json::to_string(record).ok()?;
-    Some(Write::Put { key: key::pg(pg), value, lease: None })
 }
 
 /// A pool's rule, for those who want to know beforehand whether it can be placed.
