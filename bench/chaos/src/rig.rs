@@ -27,7 +27,7 @@ pub const POOL: &str = "p";
 /// Longest wait for any state of the cluster, on a slow machine.
 pub const LIMIT: Duration = Duration::from_secs(120);
 /// How often a condition that nobody announces is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(40);
 /// Slices of a disk.
 const SLICES: u32 = 2;
 

@@ -44,6 +44,8 @@ pub struct Setting {
     pub rig: RigPlan,
     /// The clients.
     pub load: LoadPlan,
+    /// Whether fio works beside them.
+    pub fio: bool,
 }
 
 impl Default for Setting {
@@ -60,6 +62,7 @@ impl Default for Setting {
                 sharing: Sharing::Everywhere,
                 tolerance: Tolerance::Nothing,
             },
+            fio: true,
         }
     }
 }
@@ -102,8 +105,8 @@ pub struct Surroundings<'a> {
     pub stop: &'a Stop,
     /// How long and how often.
     pub form: Form,
-    /// Where evidence of failures is kept.
-    pub evidence: &'a Path,
+    /// Where evidence of failures is kept; `None` where a failure is what is expected.
+    pub evidence: Option<&'a Path>,
 }
 
 /// Runs a scenario from an empty cluster to the check of its disks.
@@ -118,12 +121,11 @@ pub fn play(
     }
     let mut stage = Stage::open(scenario, seed, generation, around)?;
     let outcome = stage.play(scenario);
-    if let Err(error) = &outcome
+    if let (Err(error), Some(place)) = (&outcome, around.evidence)
         && !error.interrupted()
         && !matches!(error, ChaosError::Impossible(_))
     {
-        let place = around.evidence.join(format!("{}-{seed}", scenario.name));
-        stage.say(&format!("FAILED: {error}"));
+        let place = place.join(format!("{}-{seed}", scenario.name));
         let kept = stage.keep_evidence(&place, error);
         stage.say(&match kept {
             Ok(()) => format!("evidence is in {}", place.display()),
@@ -156,10 +158,11 @@ impl Stage {
         let addresses = self.rig.controls();
         let timeline = self.timeline.clone();
         self.load = Some(Load::start(&self.setting.load, timeline, &addresses, &mut self.rng)?);
-        let target = self.rig.fio_target(FIO_IMAGE);
-        let dir = self.rig.dir().join("fio");
-        std::fs::create_dir_all(&dir).map_err(ChaosError::io(format!("make {}", dir.display())))?;
-        self.verify = Some(Verify::start(target, &dir)?);
+        if self.setting.fio {
+            let dir = self.rig.dir().join("fio");
+            std::fs::create_dir_all(&dir).map_err(ChaosError::io(format!("make {}", dir.display())))?;
+            self.verify = Some(Verify::start(self.rig.fio_target(FIO_IMAGE), &dir)?);
+        }
         self.operations(100)?;
         (scenario.run)(self)?;
         let passes = self.verify.take().map_or(Ok(0), Verify::finish)?;

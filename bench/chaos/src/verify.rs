@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Bytes of a pass.
-pub const IMAGE_BYTES: u64 = 4 << 20;
+pub const IMAGE_BYTES: u64 = 2 << 20;
 /// Writes per second: leaves the CPUs time for the nodes.
 const RATE: u64 = 400;
 /// A pass that takes longer hangs.

@@ -5,6 +5,7 @@ mod capacity;
 mod cpu;
 mod membership;
 mod network;
+mod planted;
 mod processes;
 
 use crate::error::ChaosError;
@@ -27,6 +28,8 @@ pub struct Scenario {
 fn usual(_: &Form) -> Setting {
     Setting::default()
 }
+
+pub use planted::ROLLED_BACK;
 
 /// All of them, those first that find most.
 pub const ALL: [Scenario; 17] = [
