@@ -70,10 +70,13 @@ fn partition(stage: &mut Stage) -> Result<(), ChaosError> {
         for cut in cuts {
             stage.say(&format!("{cut:?} is cut"));
             cut.make(stage)?;
+            let before = stage.timeline.answered();
             let needed = if cut.is_between_live_nodes() { 0 } else { 100 };
             let went_on = stage.operations(needed).and_then(|()| stage.hold_between(500, 3000));
+            let meanwhile = stage.timeline.answered() - before;
             cut.mend(stage)?;
             went_on?;
+            stage.say(&format!("mended; {meanwhile} operations were answered meanwhile"));
             stage.operations(100)?;
             stage.rig.wait_clean()?;
         }
