@@ -38,6 +38,17 @@ sim:
 	$(CARGO) run --release -q -p sim -- --planted
 	-$(CARGO) run --release -q -p sim -- --seeds 100
 
+## make chaos [SHORT=1]: nodes are killed, paused, cut off and filled up while clients' every read is checked.
+.PHONY: chaos failover
+chaos: tools
+	$(CARGO) build --release -p cli -p drystone_fio -p chaos
+	$(CARGO) run --release -q -p chaos -- run $(if $(SHORT),--short)
+
+## make failover [TRIALS=50]: the longest pause that a client sees when a node dies, hangs, is cut off, or stops.
+failover: tools
+	$(CARGO) build --release -p cli -p drystone_fio -p chaos
+	$(CARGO) run --release -q -p chaos -- failover $(if $(TRIALS),--trials $(TRIALS))
+
 ## make lint: format, clippy with warnings denied, licences.
 lint:
 	$(CARGO) fmt --all --check

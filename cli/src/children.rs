@@ -69,6 +69,8 @@ pub struct FleetNode {
     pub more_disks: Vec<PathBuf>,
     /// Its control address.
     pub control: SocketAddr,
+    /// Whether it keeps metadata.
+    pub voter: bool,
     /// Where it serves, once it does.
     pub addresses: Option<Addresses>,
     child: Option<Child>,
@@ -102,26 +104,51 @@ pub fn free_ports(count: usize) -> Result<Vec<SocketAddr>, CliError> {
 impl Fleet {
     /// Makes directories and prepares disks; starts nothing.
     pub fn prepare(plan: FleetPlan) -> Result<Self, CliError> {
-        let cluster = ClusterId(crate::disks::random_u128()?);
-        let mut nodes = Vec::new();
-        for (index, control) in free_ports(plan.nodes as usize)?.into_iter().enumerate() {
-            let id = NodeId(index as u64 + 1);
-            let dir = plan.dir.join(format!("node{id}"));
-            std::fs::create_dir_all(&dir).map_err(io(format!("make {}", dir.display())))?;
-            let disk = dir.join("disk");
-            run_to_end(
-                Command::new(&plan.binary)
-                    .args(["disk", "prepare"])
-                    .arg(&disk)
-                    .args(["--create", &plan.disk_bytes.to_string()])
-                    .args(["--slices", &plan.slices.to_string()])
-                    .args(["--cluster-id", &cluster.to_string()]),
-            )?;
-            let host = format!("host{id}");
-            let more_disks = Vec::new();
-            nodes.push(FleetNode { id, host, dir, disk, more_disks, control, addresses: None, child: None });
+        let controls = free_ports(plan.nodes as usize)?;
+        let mut fleet = Self { cluster: ClusterId(crate::disks::random_u128()?), nodes: Vec::new(), plan };
+        for control in controls {
+            let disk = fleet.next_dir().join("disk");
+            fleet.add(control, disk, true)?;
         }
-        Ok(Self { cluster, nodes, plan })
+        Ok(fleet)
+    }
+
+    /// A fleet without nodes yet, whatever the plan says of their number: `add` brings them.
+    pub fn empty(plan: FleetPlan) -> Result<Self, CliError> {
+        Ok(Self { cluster: ClusterId(crate::disks::random_u128()?), nodes: Vec::new(), plan })
+    }
+
+    /// The directory of the node that `add` makes next.
+    pub fn next_dir(&self) -> PathBuf {
+        self.plan.dir.join(format!("node{}", self.nodes.len() + 1))
+    }
+
+    /// Makes the next node's directory and prepares its disk; starts nothing. All voters must be there before
+    /// the first node is started.
+    pub fn add(&mut self, control: SocketAddr, disk: PathBuf, voter: bool) -> Result<usize, CliError> {
+        let (index, dir) = (self.nodes.len(), self.next_dir());
+        std::fs::create_dir_all(&dir).map_err(io(format!("make {}", dir.display())))?;
+        let id = NodeId(index as u64 + 1);
+        let (host, more_disks) = (format!("host{id}"), Vec::new());
+        let node =
+            FleetNode { id, host, dir, disk, more_disks, control, voter, addresses: None, child: None };
+        self.nodes.push(node);
+        self.prepare_disk(index)?;
+        Ok(index)
+    }
+
+    /// Prepares a node's disk. The file is made if it does not exist.
+    pub fn prepare_disk(&self, index: usize) -> Result<(), CliError> {
+        let node = self.nodes.get(index).ok_or(CliError::NoCluster)?;
+        run_to_end(
+            Command::new(&self.plan.binary)
+                .args(["disk", "prepare"])
+                .arg(&node.disk)
+                .args(["--create", &self.plan.disk_bytes.to_string()])
+                .args(["--slices", &self.plan.slices.to_string()])
+                .args(["--cluster-id", &self.cluster.to_string()]),
+        )
+        .map(|_| ())
     }
 
     /// Control addresses of all nodes, as `--cluster` wants them.
@@ -138,13 +165,14 @@ impl Fleet {
     pub fn command(&self, node: &FleetNode) -> Command {
         let mut command = Command::new(&self.plan.binary);
         command.arg("node").args(["--cluster-id", &self.cluster.to_string()]);
-        for voter in &self.nodes {
+        for voter in self.nodes.iter().filter(|node| node.voter) {
             command.args(["--voter", &format!("{}@{}", voter.id, voter.control)]);
         }
         command
             .args(["--id", &node.id.to_string()])
             .args(["--host", &node.host])
-            .args(["--http", "127.0.0.1:0"])
+            .args(["--control", &node.control.to_string()])
+            .args(["--http", &SocketAddr::new(node.control.ip(), 0).to_string()])
             .arg("--data-dir")
             .arg(&node.dir)
             .arg("--disk")
@@ -223,6 +251,11 @@ impl Fleet {
     /// The process number of a running node.
     pub fn pid(&self, index: usize) -> Option<u32> {
         self.nodes.get(index)?.child.as_ref().map(Child::id)
+    }
+
+    /// How a node's process ended, if it was started, has ended, and nobody has asked it to.
+    pub fn ended(&mut self, index: usize) -> Option<std::process::ExitStatus> {
+        self.nodes.get_mut(index)?.child.as_mut()?.try_wait().ok().flatten()
     }
 
     /// SIGKILL, and waits until the process is gone.

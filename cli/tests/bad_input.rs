@@ -145,7 +145,7 @@ fn a_voter_that_answers_garbage_is_left_for_another() {
         .arg(&disk)
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::null())
-        .stderr(std::fs::File::create(cluster.dir.path().join("log4")).unwrap());
+        .stderr(common::disk_rig::log_file(&cluster.dir.path().join("log4")));
     let mut child = node.spawn().unwrap();
     let up = || cli::health::ClusterStatus::read(&mut cluster.admin()).unwrap().nodes_up();
     let count = |one: &Babbler| one.answered.load(std::sync::atomic::Ordering::Relaxed);

@@ -179,7 +179,7 @@ fn a_copied_disk_started_beside_its_original_is_refused_and_the_original_goes_on
     let disk = cluster.dir.path().join("fourth");
     cluster.prepare_disk(&disk);
     cluster.fleet.start_all().unwrap();
-    let log = std::fs::File::create(cluster.dir.path().join("fourth.log")).unwrap();
+    let log = log_file(&cluster.dir.path().join("fourth.log"));
     let mut original = stranger(&cluster, &cluster.dir.path().join("data4"), 4, "host4", &disk);
     let child = original.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(log);
     let mut child = Ended(child.spawn().unwrap());

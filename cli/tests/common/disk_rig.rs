@@ -229,3 +229,9 @@ pub fn wait_clean_elsewhere(cluster: &TestCluster, disk: &Path) {
         admin.wait_for_change().unwrap();
     }
 }
+
+/// A file for what a process says.
+#[allow(clippy::disallowed_methods, reason = "a test's log is no disk")]
+pub fn log_file(path: &Path) -> std::fs::File {
+    std::fs::File::create(path).unwrap()
+}
