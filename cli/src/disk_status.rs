@@ -162,7 +162,10 @@ mod tests {
                 version: String::new(),
                 problems: Vec::new(),
             });
-            live.insert(NodeId(id), Live { session: SessionId(id), failed: Vec::new() });
+            live.insert(
+                NodeId(id),
+                Live { session: SessionId(id), failed: Vec::new(), full: Vec::new(), leaving: false },
+            );
             let stat = |n: u64| {
                 let stat = SliceStat {
                     service_us: service_us * (n + 1),
