@@ -106,8 +106,16 @@ fn scrubs_follow_their_pool_s_new_plan_and_noscrub_stops_those_by_schedule() {
     let plan = ["--light-scrub", "0", "--deep-scrub", "0"];
     cluster.ok(&[&["pool", "create", "p", "--copies", "3", "--pgs", "8"][..], &plan].concat());
     cluster.wait_clean();
-    let scrubbed = || json(&cluster.ok(&["meta", "get", "/scrub/", "--json"])).as_array().unwrap().len();
+    let records = || json(&cluster.ok(&["meta", "get", "/scrub/", "--json"])).as_array().unwrap().clone();
+    wait_until("new groups to be known", || records().len() == 8);
     cluster.ok(&["set", "noscrub"]);
+    // The last time was long ago.
+    for record in records() {
+        cluster.ok(&["meta", "put", record["key"].as_str().unwrap(), r#"{"light_ms":1,"deep_ms":1}"#]);
+    }
+    let scrubbed =
+        || records().iter().filter(|record| record["value"]["light_ms"].as_u64().unwrap() > 1).count();
+    assert_eq!(scrubbed(), 0);
     cluster.ok(&["pool", "set", "p", "--light-scrub", "24"]);
     // Whoever asks for one gets it; the others, long due, would have come before it.
     cluster.ok(&["pg", "scrub", "1.7"]);

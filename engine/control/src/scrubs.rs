@@ -11,7 +11,7 @@ use placement::{ScrubDepth, ScrubPlan, ScrubRecord, key};
 use reactor::Mono;
 use std::collections::{BTreeMap, VecDeque};
 use wire::control::{Compare, MetaReply, MetaRequest, Write};
-use wire::{CoreId, NodeId, PgId, SessionId};
+use wire::{CoreId, NodeId, PgId, Revision, SessionId};
 
 /// Time between two looks at the schedule when nothing has happened, in milliseconds. A scrub under way is asked for
 /// again as often: the core forgets it when it is not, or not yet, primary.
@@ -21,6 +21,15 @@ const SOON_MS: u64 = 500;
 /// Pause after a record could not be written, in milliseconds.
 const RETRY_MS: u64 = 500;
 
+/// What a record on its way says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Writing {
+    /// The first of `found`.
+    Found,
+    /// That the PG is new. It is empty then, and as good as scrubbed: a pool's first scrub is as far away as any.
+    New,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Scrubs {
@@ -28,7 +37,9 @@ pub struct Scrubs {
     running: BTreeMap<CoreId, (PgId, ScrubDepth)>,
     /// Found and not yet written down: at most one for each core, and what a repeated request brings.
     found: VecDeque<ScrubReport>,
-    writing: bool,
+    /// A PG of which nothing is written down yet.
+    unknown: Option<PgId>,
+    writing: Option<Writing>,
     next_look: Mono,
     next_write: Mono,
     now: Mono,
@@ -68,6 +79,17 @@ fn due(pg: PgId, plan: ScrubPlan, record: &ScrubRecord, now_ms: u64) -> Option<(
     deep.or(light)
 }
 
+/// The record after a run.
+fn after(before: &ScrubRecord, report: &ScrubReport, wall_ms: u64) -> ScrubRecord {
+    ScrubRecord {
+        light_ms: wall_ms,
+        deep_ms: if report.depth == ScrubDepth::Deep { wall_ms } else { before.deep_ms },
+        objects: report.objects,
+        errors: report.errors,
+        wanted: before.wanted.filter(|wanted| *wanted > report.depth),
+    }
+}
+
 impl Scrubs {
     /// Somebody wants a scrub, or one is written down: look again.
     pub fn touched(&mut self) {
@@ -101,7 +123,7 @@ impl Scrubs {
     pub fn look(&mut self, view: &View, node: NodeId, now: Mono, wall_ms: u64) -> Vec<(CoreId, CoreMsg)> {
         self.now = now;
         // What is found and not written down yet would be due again.
-        if now < self.next_look || !self.found.is_empty() || self.writing {
+        if now < self.next_look || !self.found.is_empty() || self.writing.is_some() {
             return Vec::new();
         }
         self.next_look = now.plus_ms(LOOK_MS);
@@ -113,9 +135,14 @@ impl Scrubs {
                 continue;
             }
             let Some(pool) = view.pools().get(&pg.pool).filter(|pool| !pool.removing) else { continue };
+            let (record, revision) = view.scrub(*pg);
+            if revision == Revision(0) {
+                self.unknown = Some(*pg);
+                continue;
+            }
             let never = ScrubPlan { light_secs: 0, deep_secs: 0 };
             let plan = if view.settings().noscrub { never } else { pool.scrub };
-            if let Some((by, depth)) = due(*pg, plan, &view.scrub(*pg).0, wall_ms)
+            if let Some((by, depth)) = due(*pg, plan, &record, wall_ms)
                 && best.get(&core).is_none_or(|(most, ..)| by > *most)
             {
                 best.insert(core, (by, depth, *pg));
@@ -130,41 +157,43 @@ impl Scrubs {
 
     /// The record that is to be written.
     pub fn plan(&mut self, view: &View, session: SessionId, wall_ms: u64) -> Option<MetaRequest> {
-        if self.writing || self.now < self.next_write {
+        if self.writing.is_some() || self.now < self.next_write {
             return None;
         }
-        let report = *self.found.front()?;
         let node = view.node_of_session(session)?;
-        if !view.pgs().contains_key(&report.pg) {
-            self.found.pop_front();
+        let (pg, next, writing) = match self.found.front().copied() {
+            Some(report) => (report.pg, after(&view.scrub(report.pg).0, &report, wall_ms), Writing::Found),
+            None => {
+                let next = ScrubRecord { light_ms: wall_ms, deep_ms: wall_ms, ..ScrubRecord::default() };
+                (self.unknown.take()?, next, Writing::New)
+            }
+        };
+        let revision = view.scrub(pg).1;
+        if !view.pgs().contains_key(&pg) || writing == Writing::New && revision != Revision(0) {
+            if writing == Writing::Found {
+                self.found.pop_front();
+            }
             return None;
         }
-        let (record, revision) = view.scrub(report.pg);
-        let deep = report.depth == ScrubDepth::Deep;
-        let next = ScrubRecord {
-            light_ms: wall_ms,
-            deep_ms: if deep { wall_ms } else { record.deep_ms },
-            objects: report.objects,
-            errors: report.errors,
-            wanted: record.wanted.filter(|wanted| *wanted > report.depth),
-        };
         let value = serde_json::to_string(&next).ok()?;
-        let name = key::scrub(report.pg);
+        let name = key::scrub(pg);
         // Not after the PG's removal, and not by a node that is primary of nothing any more.
         let compares = vec![
             Compare::ModRevision { key: name.clone(), revision },
-            Compare::Exists { key: key::pg(report.pg) },
+            Compare::Exists { key: key::pg(pg) },
             Compare::Bound { key: key::live(node), lease: session.0 },
         ];
-        self.writing = true;
+        self.writing = Some(writing);
         Some(MetaRequest::Txn { compares, writes: vec![Write::Put { key: name, value, lease: None }] })
     }
 
     /// The answer. What could not be written is tried again, from what the view says then.
     pub fn on_reply(&mut self, reply: &MetaReply, now: Mono) {
-        self.writing = false;
+        let written = self.writing.take();
         if matches!(reply, MetaReply::Applied { .. }) {
-            self.found.pop_front();
+            if written == Some(Writing::Found) {
+                self.found.pop_front();
+            }
             self.next_look = Mono(0);
         } else {
             self.next_write = now.plus_ms(RETRY_MS);
