@@ -171,7 +171,25 @@ impl DataCore {
             any = true;
             self.store_event(env, at, event);
         }
+        self.check_store(env, at);
         any
+    }
+
+    /// A store may stop with nobody waiting for it: while it writes a checkpoint, say.
+    fn check_store(&mut self, env: &mut dyn Env, at: usize) {
+        let Some(slice) = self.slices.get_mut(at).filter(|slice| slice.life == SliceLife::Open) else {
+            return;
+        };
+        let Some(Err(error)) = slice.store.as_ref().map(SliceStore::state) else { return };
+        if error == StoreError::NotOpen {
+            return;
+        }
+        let id = slice.id;
+        tracing::error!(slice = %id, disk = slice.disk().0, %error, "slice has failed");
+        slice.life = SliceLife::Failed(error.to_string());
+        self.tell(CoreMsg::SliceOpened { slice: id, result: Err(error.to_string()) });
+        self.slice_stats();
+        self.slice_failed(env, at);
     }
 
     fn store_event(&mut self, env: &mut dyn Env, at: usize, event: StoreEvent) {
@@ -244,9 +262,8 @@ impl DataCore {
         self.reconsider_all(env);
     }
 
-    /// Looks at a store's error: when the store itself has stopped, the slice has failed.
+    /// Counts a store's error; when the store itself has stopped, the slice has failed.
     fn store_failure(&mut self, env: &mut dyn Env, at: usize, error: StoreError) {
-        let Some(slice) = self.slices.get_mut(at) else { return };
         if let Some(metrics) = self.metrics.slices.get(at) {
             match error {
                 StoreError::Corrupt => metrics.corrupt.add(1),
@@ -254,15 +271,7 @@ impl DataCore {
                 _ => metrics.failures.add(1),
             }
         }
-        if !matches!(error, StoreError::Failed(_) | StoreError::Damaged) || slice.life != SliceLife::Open {
-            return;
-        }
-        let id = slice.id;
-        tracing::error!(slice = %id, disk = slice.disk().0, %error, "slice has failed");
-        slice.life = SliceLife::Failed(error.to_string());
-        self.tell(CoreMsg::SliceOpened { slice: id, result: Err(error.to_string()) });
-        self.slice_stats();
-        self.slice_failed(env, at);
+        self.check_store(env, at);
     }
 
     /// Lets stores with nothing under way settle what they have written last.
