@@ -26,7 +26,6 @@ pub struct Case {
 
 /// Where a bug has to be looked for.
 fn focus_of(bug: Planted) -> Focus {
-    use consensus::planted::Bug as Meta;
     use control::planted::Bug as Control;
     use engine::planted::Bug as Engine;
     match bug {
@@ -39,9 +38,7 @@ fn focus_of(bug: Planted) -> Focus {
         },
         Planted::Control(Control::PickStalePrimary) => Focus::Churn,
         Planted::Control(_) => Focus::Isolation,
-        Planted::Consensus(Meta::LeaseExpiresEarly | Meta::WatchSkipsOnSnapshot) => Focus::Isolation,
-        Planted::Consensus(Meta::DedupForgotten) => Focus::Breaks,
-        Planted::Consensus(_) => Focus::Power,
+        Planted::Consensus(_) => Focus::None,
         Planted::Client(_) => Focus::Breaks,
         Planted::Store(_) => Focus::None,
     }
@@ -49,7 +46,6 @@ fn focus_of(bug: Planted) -> Focus {
 
 /// Bugs that are not noticed here within the seeds they get.
 fn left_out(bug: Planted) -> Option<&'static str> {
-    use consensus::planted::Bug as Meta;
     use control::planted::Bug as Control;
     match bug {
         Planted::Engine(engine::planted::Bug::SkipEpochCheck) => Some(
@@ -61,15 +57,6 @@ fn left_out(bug: Planted) -> Option<&'static str> {
         }
         Planted::Control(Control::LeaseWithoutMargin) => {
             Some("not noticed: margin and drift have to meet a slow renewal and a fast failover")
-        }
-        Planted::Consensus(Meta::VoteNotPersisted) => {
-            Some("a voter has to die between two elections of one term; the group's own schedules see it")
-        }
-        Planted::Consensus(Meta::WatchSkipsOnSnapshot) => {
-            Some("a voter has to lag by a whole log under a watcher; the group's own schedules see it")
-        }
-        Planted::Consensus(Meta::DedupForgotten) => {
-            Some("every transaction of a cluster compares what it changes; the group's own schedules see it")
         }
         _ => None,
     }
@@ -92,7 +79,7 @@ pub fn cases() -> Vec<Case> {
     let cluster = |name: &str, bug| Case {
         name: name.to_owned(),
         bug,
-        scenario: Scenario::Cluster,
+        scenario: if matches!(bug, Planted::Consensus(_)) { Scenario::Meta } else { Scenario::Cluster },
         focus: focus_of(bug),
         left_out: left_out(bug),
     };
