@@ -89,6 +89,8 @@ pub enum Focus {
     None,
     /// Connections that break, and links that hold what is sent on them.
     Breaks,
+    /// The same, and clients that soon give up on what they sent.
+    GivingUp,
     /// Nodes that die and come back in quick succession.
     Churn,
     /// Nodes that are stopped or cut off while their clocks run apart.
@@ -207,7 +209,10 @@ impl Options {
         (options.safety_ns, options.fault_every_ns, options.gentle) = (10 * SEC, 500 * MS, false);
         options.faults = match focus {
             Focus::None => options.faults,
-            Focus::Breaks => {
+            Focus::Breaks | Focus::GivingUp => {
+                if focus == Focus::GivingUp {
+                    options.io_timeout_ms = 500;
+                }
                 (options.net.reset_ppm, options.net.corrupt_ppm) = (1_000, 300);
                 options.fault_for_ns = 3 * SEC;
                 FaultWeights { reset: 20, clog: 20, kill: 3, ..FaultWeights::default() }

@@ -30,7 +30,9 @@ fn focus_of(bug: Planted) -> Focus {
     use engine::planted::Bug as Engine;
     match bug {
         Planted::Engine(bug) => match bug {
-            Engine::ForgetOrigins | Engine::OldIncarnationAccepted => Focus::Breaks,
+            Engine::ForgetOrigins => Focus::Breaks,
+            Engine::OldIncarnationAccepted => Focus::GivingUp,
+            Engine::StoppedStoreUnnoticed => Focus::None,
             Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
             Engine::ScrubRepairsNothing => Focus::Decay,
             Engine::ScrubWithoutHold => Focus::Breaks,
@@ -79,7 +81,11 @@ pub fn cases() -> Vec<Case> {
     let cluster = |name: &str, bug| Case {
         name: name.to_owned(),
         bug,
-        scenario: if matches!(bug, Planted::Consensus(_)) { Scenario::Meta } else { Scenario::Cluster },
+        scenario: match bug {
+            Planted::Consensus(_) => Scenario::Meta,
+            Planted::Engine(engine::planted::Bug::StoppedStoreUnnoticed) => Scenario::Beyond,
+            _ => Scenario::Cluster,
+        },
         focus: focus_of(bug),
         left_out: left_out(bug),
     };
@@ -100,6 +106,8 @@ pub fn cases() -> Vec<Case> {
         (Meta::LeaseExpiresEarly, "consensus-lease-expires-early"),
         (Meta::WatchSkipsOnSnapshot, "consensus-watch-skips-on-snapshot"),
         (Meta::DedupForgotten, "consensus-dedup-forgotten"),
+        (Meta::ReadWithoutConfirmation, "consensus-read-without-confirmation"),
+        (Meta::LeaderPauseForgotten, "consensus-leader-pause-forgotten"),
     ] {
         cases.push(cluster(name, Planted::Consensus(bug)));
     }
@@ -136,9 +144,18 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
 
 /// Runs without a bug, in every corner; returns the first that is not green.
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
-    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation, Focus::Power, Focus::Decay];
+    let cluster = [
+        Focus::None,
+        Focus::Breaks,
+        Focus::GivingUp,
+        Focus::Churn,
+        Focus::Isolation,
+        Focus::Power,
+        Focus::Decay,
+    ];
     let corners = cluster.map(|focus| (Scenario::Cluster, focus));
-    for (scenario, focus) in corners.into_iter().chain([(Scenario::Store, Focus::None)]) {
+    let others = [Scenario::Store, Scenario::Beyond, Scenario::Apps, Scenario::Meta];
+    for (scenario, focus) in corners.into_iter().chain(others.map(|scenario| (scenario, Focus::None))) {
         for nth in 0..CONTROL_SEEDS {
             let outcome = run(first_seed + nth, How { scenario: Some(scenario), focus, ..How::default() });
             if !outcome.violations.is_empty() {
