@@ -27,6 +27,8 @@ pub enum Bug {
     ScrubRepairsNothing,
     /// Changes of an object go on while a scrub compares its copies.
     ScrubWithoutHold,
+    /// A store that stops with nobody waiting for it stays in service.
+    StoppedStoreUnnoticed,
 }
 
 impl Bug {
@@ -45,6 +47,7 @@ impl Bug {
             Self::ForgetOrigins,
             Self::ScrubRepairsNothing,
             Self::ScrubWithoutHold,
+            Self::StoppedStoreUnnoticed,
         ]
     }
 
@@ -63,6 +66,7 @@ impl Bug {
             Self::ForgetOrigins => "engine-forget-origins",
             Self::ScrubRepairsNothing => "engine-scrub-repairs-nothing",
             Self::ScrubWithoutHold => "engine-scrub-without-hold",
+            Self::StoppedStoreUnnoticed => "engine-stopped-store-unnoticed",
         }
     }
 }

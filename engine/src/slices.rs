@@ -3,6 +3,7 @@
 use crate::config::SliceConfig;
 use crate::core::{DataCore, TOKEN_SLICES, ticket};
 use crate::msg::CoreMsg;
+use crate::planted::Bug;
 use crate::slab::{KEY_BITS, Key};
 use placement::SliceStat;
 use reactor::{ConnId, DiskError, DiskIndex, DiskOp, Env, Frame, Token};
@@ -177,11 +178,13 @@ impl DataCore {
 
     /// A store may stop with nobody waiting for it: while it writes a checkpoint, say.
     fn check_store(&mut self, env: &mut dyn Env, at: usize) {
+        let blind = self.bug(Bug::StoppedStoreUnnoticed);
         let Some(slice) = self.slices.get_mut(at).filter(|slice| slice.life == SliceLife::Open) else {
             return;
         };
         let Some(Err(error)) = slice.store.as_ref().map(SliceStore::state) else { return };
-        if error == StoreError::NotOpen {
+        let unnoticed = blind && !matches!(error, StoreError::Failed(_) | StoreError::Damaged);
+        if error == StoreError::NotOpen || unnoticed {
             return;
         }
         let id = slice.id;
