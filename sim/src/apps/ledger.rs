@@ -124,7 +124,8 @@ impl Shadow {
             .min()
             .unwrap_or(Seq::MAX);
         let loose = |change: &Change| {
-            change.value == value && (change.is_loose(process) || change.late && change.seq < next_own)
+            let seen_early = change.late && change.seq > at && change.seq < next_own;
+            change.value == value && (change.is_loose(process) || seen_early)
         };
         if let Some(change) = self.find(loose).copied() {
             self.place(change, at);
