@@ -292,8 +292,10 @@ impl Options {
     pub fn draw_meta(seed: u64) -> Self {
         let mut options = Self::draw(seed);
         let mut rng = Stream::new(seed, "meta");
-        let style =
-            rng.weighted((3, Style::Mixed), &[(3, Style::Deaths), (2, Style::Power), (3, Style::Apart)]);
+        let style = rng.weighted(
+            (3, Style::Mixed),
+            &[(2, Style::Deaths), (2, Style::Bridge), (2, Style::Power), (3, Style::Apart)],
+        );
         options.meta = Some(meta::Mix::draw(&mut rng, style));
         (options.nodes, options.voters) = rng.weighted((4, (3, 3)), &[(1, (4, 3)), (1, (5, 5))]);
         (options.cores, options.disks, options.gentle) = (0, 0, false);

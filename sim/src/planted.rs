@@ -48,6 +48,7 @@ fn focus_of(bug: Planted) -> Focus {
 
 /// Bugs that are not noticed here within the seeds they get.
 fn left_out(bug: Planted) -> Option<&'static str> {
+    use consensus::planted::Bug as Meta;
     use control::planted::Bug as Control;
     match bug {
         Planted::Engine(engine::planted::Bug::SkipEpochCheck) => Some(
@@ -60,6 +61,9 @@ fn left_out(bug: Planted) -> Option<&'static str> {
         Planted::Control(Control::LeaseWithoutMargin) => {
             Some("not noticed: margin and drift have to meet a slow renewal and a fast failover")
         }
+        Planted::Consensus(Meta::LeaderPauseForgotten) => Some(
+            "not noticed: a leader has to stop for less than an election takes, just before a lock's lease ends",
+        ),
         _ => None,
     }
 }
