@@ -61,6 +61,10 @@ fn left_out(bug: Planted) -> Option<&'static str> {
         Planted::Control(Control::LeaseWithoutMargin) => {
             Some("not noticed: margin and drift have to meet a slow renewal and a fast failover")
         }
+        Planted::Consensus(Meta::VoteNotPersisted) => Some(
+            "not noticed: a voter has to die between its vote and the new leader's first entry, and another to stand \
+             for the same term just then; the group's own schedules see it",
+        ),
         Planted::Consensus(Meta::LeaderPauseForgotten) => Some(
             "not noticed: a leader has to stop for less than an election takes, just before a lock's lease ends",
         ),
