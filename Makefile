@@ -35,6 +35,7 @@ sim:
 	$(CARGO) build --release -p sim
 	$(CARGO) run --release -q -p sim -- --replay-file sim/seeds.txt
 	$(CARGO) run --release -q -p sim -- --from 5000 --seeds 300
+	$(CARGO) run --release -q -p sim -- --over-tolerance --from 5000 --seeds 60
 	$(CARGO) run --release -q -p sim -- --planted
 	-$(CARGO) run --release -q -p sim -- --seeds 100
 

@@ -52,17 +52,17 @@ impl Watch {
         // Before the first snapshot with these prefixes, changes belong to an earlier subscription.
         self.mirror.as_ref()?;
         let mut seen = Vec::new();
-        for change in changes {
-            let (key, now) = match change {
-                Change::Put(item) => (&item.key, Some(item.mod_revision)),
-                Change::Delete { key } => (key, None),
-            };
-            if !self.covers(key) {
+        // A transaction may write a key several times, at one revision: the last counts.
+        let last: BTreeMap<&str, usize> =
+            changes.iter().enumerate().map(|(at, change)| (key_and_revision(change).0, at)).collect();
+        for (at, change) in changes.iter().enumerate() {
+            let (key, now) = key_and_revision(change);
+            if !self.covers(key) || last.get(key) != Some(&at) {
                 continue;
             }
             let mirror = self.mirror.as_mut()?;
             let before = match now {
-                Some(revision) => mirror.insert(key.clone(), revision),
+                Some(revision) => mirror.insert(key.to_owned(), revision),
                 None => mirror.remove(key),
             };
             if before != now {
@@ -71,6 +71,13 @@ impl Watch {
         }
         self.revision = self.revision.max(revision);
         (!seen.is_empty()).then_some(seen)
+    }
+}
+
+fn key_and_revision(change: &Change) -> (&str, Option<Revision>) {
+    match change {
+        Change::Put(item) => (&item.key, Some(item.mod_revision)),
+        Change::Delete { key } => (key, None),
     }
 }
 
@@ -103,5 +110,18 @@ mod tests {
         assert_eq!(third, None);
         let gone = Change::Delete { key: "/a/3".into() };
         assert_eq!(watch.changes(Revision(11), std::slice::from_ref(&gone)), Some(vec![gone]));
+    }
+
+    #[test]
+    fn of_a_key_that_one_transaction_writes_twice_the_last_value_is_told() {
+        let mut watch = Watch::new(AdminTicket(1), vec!["/a/".into()]);
+        watch.snapshot(Revision(5), &[]);
+        let value = |text: &str| Change::Put(KeyValue { value: text.into(), ..item("/a/1", 6) });
+        assert_eq!(watch.changes(Revision(6), &[value("1"), value("2")]), Some(vec![value("2")]));
+        let gone = Change::Delete { key: "/a/2".into() };
+        let came_and_went = [Change::Put(item("/a/2", 7)), gone.clone()];
+        assert_eq!(watch.changes(Revision(7), &came_and_went), None);
+        let replaced = [gone, Change::Put(item("/a/2", 8))];
+        assert_eq!(watch.changes(Revision(8), &replaced), Some(vec![Change::Put(item("/a/2", 8))]));
     }
 }

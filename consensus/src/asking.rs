@@ -45,7 +45,9 @@ impl Running {
             let id = ctx.requests.id(seq);
             let Some(pending) = ctx.requests.pending.get_mut(&seq) else { continue };
             if matches!(pending.request, MetaRequest::Range { .. }) {
-                if self.reads.add_range(seq) {
+                if ctx.config.planted.has(Bug::ReadWithoutConfirmation) {
+                    pending.stage = Stage::ReadAt(0);
+                } else if self.reads.add_range(seq) {
                     pending.stage = Stage::Reading;
                 }
                 continue;

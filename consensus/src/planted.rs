@@ -13,6 +13,10 @@ pub enum Bug {
     WatchSkipsOnSnapshot,
     /// Applies a retried request again.
     DedupForgotten,
+    /// Answers a range from the replica at hand, without asking whether somebody else leads.
+    ReadWithoutConfirmation,
+    /// A leader whose process was stopped does not add the pause to the leases.
+    LeaderPauseForgotten,
 }
 
 /// Which one is planted, if any.

@@ -180,6 +180,11 @@ impl Running {
     /// One tick has passed.
     pub fn on_tick(&mut self, ctx: &mut Ctx<'_>, stalled_ns: u64) -> Result<(), MetaError> {
         self.ticks += 1;
+        if self.installing.is_some() {
+            // A candidate looks at the entries between applied and committed, and those are in the snapshot
+            // that is still being written.
+            self.raw.raft.election_elapsed = 0;
+        }
         let campaigned = self.raw.tick() && !self.is_leader();
         self.fix_timeout(ctx, campaigned);
         let now = ctx.env.now();
@@ -263,6 +268,9 @@ impl Running {
             return Ok(());
         }
         self.received_bytes += bytes;
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.installing.is_some() {
+            return Ok(()); // see `on_tick`
+        }
         match guard::judge(&self.raw.raft, &message) {
             // An error means that Raft has ignored it: an unknown peer, or no leader to pass it on to.
             guard::Verdict::Step => drop(self.raw.step(message)),

@@ -29,6 +29,8 @@ pub enum Bug {
     ScrubWithoutHold,
     /// What the history does not name is taken for equal, whatever the digests say.
     TrustHistory,
+    /// A store that stops with nobody waiting for it stays in service.
+    StoppedStoreUnnoticed,
 }
 
 impl Bug {
@@ -48,6 +50,7 @@ impl Bug {
             Self::ScrubRepairsNothing,
             Self::ScrubWithoutHold,
             Self::TrustHistory,
+            Self::StoppedStoreUnnoticed,
         ]
     }
 
@@ -67,6 +70,7 @@ impl Bug {
             Self::ScrubRepairsNothing => "engine-scrub-repairs-nothing",
             Self::ScrubWithoutHold => "engine-scrub-without-hold",
             Self::TrustHistory => "engine-trust-history",
+            Self::StoppedStoreUnnoticed => "engine-stopped-store-unnoticed",
         }
     }
 }

@@ -135,6 +135,12 @@ impl Board {
         self.decode(key::POOLS).into_iter().map(|(_, pool)| pool).collect()
     }
 
+    /// All images' names and sizes.
+    pub fn image_sizes(&self) -> Vec<(String, u64)> {
+        let images = self.decode::<placement::Image>(key::IMAGES);
+        images.into_iter().map(|(_, image)| (image.name, image.size_bytes)).collect()
+    }
+
     /// Nodes that are live.
     pub fn live(&self) -> Vec<NodeId> {
         self.keys
@@ -151,27 +157,34 @@ impl Board {
             return Some(format!("{} of {pgs_wanted} PG records exist", pgs.len()));
         }
         let stats: Vec<(String, NodeStats)> = self.decode(key::STATS);
-        for (pg, record) in pgs {
-            let named = format!("PG {pg}: {record:?}");
-            let mut acting = record.acting.clone();
-            let mut target = record.target.clone();
-            acting.sort_unstable();
-            target.sort_unstable();
-            if record.primary.is_none() || acting != target {
-                return Some(format!("{named} has no primary or acts elsewhere than wanted"));
-            }
-            if !record.acting.iter().all(|slice| record.in_sync.contains(slice)) {
-                return Some(format!("{named} has members out of sync"));
-            }
-            let name = pg.to_string();
-            let state =
-                stats.iter().filter_map(|(_, stats)| stats.pgs.get(&name)).find(|s| s.epoch == record.epoch);
-            match state {
-                Some(stat) if stat.state == "active+clean" && stat.missing == 0 => {}
-                other => return Some(format!("{named} is reported as {other:?}")),
-            }
-        }
-        None
+        pgs.iter().find_map(|(pg, record)| why_unclean(*pg, record, &stats))
+    }
+
+    /// All PGs that are not, and why.
+    pub fn unclean_pgs(&self) -> BTreeMap<PgId, String> {
+        let stats: Vec<(String, NodeStats)> = self.decode(key::STATS);
+        let pgs = self.pgs();
+        pgs.iter().filter_map(|(pg, record)| Some((*pg, why_unclean(*pg, record, &stats)?))).collect()
+    }
+}
+
+fn why_unclean(pg: PgId, record: &PgRecord, stats: &[(String, NodeStats)]) -> Option<String> {
+    let named = || format!("PG {pg}: {record:?}");
+    let mut acting = record.acting.clone();
+    let mut target = record.target.clone();
+    acting.sort_unstable();
+    target.sort_unstable();
+    if record.primary.is_none() || acting != target {
+        return Some(format!("{} has no primary or acts elsewhere than wanted", named()));
+    }
+    if !record.acting.iter().all(|slice| record.in_sync.contains(slice)) {
+        return Some(format!("{} has members out of sync", named()));
+    }
+    let name = pg.to_string();
+    let state = stats.iter().filter_map(|(_, stats)| stats.pgs.get(&name)).find(|s| s.epoch == record.epoch);
+    match state {
+        Some(stat) if stat.state == "active+clean" && stat.missing == 0 => None,
+        other => Some(format!("{} is reported as {other:?}", named())),
     }
 }
 

@@ -1,8 +1,11 @@
 //! A cluster in the universe: nodes with their disks and processes, client machines, and the harness's own.
 
 use crate::admin::{Admin, Board};
+use crate::apps::client::AppClient;
+use crate::apps::ledger::Ledger;
 use crate::check::history::History;
 use crate::check::primaries::{Primaries, Watcher};
+use crate::meta::client::MetaClient;
 use crate::options::Options;
 use crate::run::Planted;
 use crate::workload::{Desk, Mode, Tolerance, WorkClient};
@@ -29,6 +32,10 @@ const CONTROL_PORT: u16 = 700;
 const META_BYTES: u64 = 4 << 20;
 /// Bytes of a control core's and a client's arena.
 const SMALL_ARENA_BYTES: usize = 8 << 20;
+
+/// Clients of the metadata store's own workload give up on a request after this long: the store itself does
+/// after 5 s, and both shall happen.
+const META_TIMEOUT_MS: u64 = 4_000;
 
 /// How a node is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +95,8 @@ pub struct Cluster {
     pub desk: Rc<Desk>,
     /// The looker-on.
     pub primaries: Rc<RefCell<Primaries>>,
+    /// From now on, clients that are started give up on operations after this long.
+    pub patience_ms: Option<u64>,
     planted: Option<Planted>,
     rng: Stream,
     counted: Vec<Counted>,
@@ -118,7 +127,9 @@ impl Cluster {
             .collect();
         let harness = universe.add_host(Ipv4Addr::new(10, 0, 2, 1), NodeClock::default());
         let tolerance = Tolerance {
-            media: options.faults.damage > 0 || options.faults.write_fault > 0,
+            media: options.faults.damage > 0
+                || options.faults.write_fault > 0
+                || options.beyond.as_ref().is_some_and(|plan| plan.hurts_media()),
             no_space: options.may_fill_up(),
         };
         let desk = Desk {
@@ -128,6 +139,13 @@ impl Cluster {
             busy: RefCell::new(vec![0; options.clients]),
             read_back: RefCell::new(vec![false; options.clients]),
             tolerate: tolerance,
+            beyond: options.beyond.is_some(),
+            open_ops: RefCell::default(),
+            meta: RefCell::default(),
+            ledger: RefCell::new(options.apps.as_ref().map_or_else(Ledger::default, |mix| {
+                Ledger::new(mix, options.images, options.clients, tolerance.media || tolerance.no_space)
+            })),
+            unread: RefCell::default(),
         };
         let board = Rc::new(RefCell::new(Board::default()));
         let mut cluster = Self {
@@ -138,6 +156,7 @@ impl Cluster {
             board: board.clone(),
             desk: Rc::new(desk),
             primaries,
+            patience_ms: None,
             planted,
             rng,
             counted: Vec::new(),
@@ -338,8 +357,9 @@ impl Cluster {
     /// Starts client process `index` on its machine.
     pub fn start_client(&mut self, index: usize) {
         let Some(&host) = self.clients.get(index) else { return };
+        let usual = (self.options.io_timeout_ms > 0).then_some(self.options.io_timeout_ms);
         let options = client::Options {
-            io_timeout_ms: (self.options.io_timeout_ms > 0).then_some(self.options.io_timeout_ms),
+            io_timeout_ms: self.patience_ms.or(usual),
             on_no_space: client::OnNoSpace::Fail,
             bug: self.planted.and_then(Planted::client),
             ..client::Options::default()
@@ -348,8 +368,16 @@ impl Cluster {
         let mut addrs = self.control_addrs();
         let first = index % addrs.len().max(1);
         addrs.rotate_left(first);
-        let service = WorkClient::new(index, addrs, options, self.options.clone(), self.desk.clone(), rng);
-        self.spawn(host, CoreId(0), SMALL_ARENA_BYTES, Vec::new(), Box::new(service));
+        let (all, desk) = (self.options.clone(), self.desk.clone());
+        let service: Box<dyn Service> = match &self.options.apps {
+            Some(mix) => Box::new(AppClient::new(index, addrs, options, all, mix.clone(), desk, rng)),
+            None if let Some(mix) = &self.options.meta => {
+                let options = client::Options { admin_timeout_ms: META_TIMEOUT_MS, ..options };
+                Box::new(MetaClient::new(index, addrs, options, &all, mix.clone(), desk, rng))
+            }
+            None => Box::new(WorkClient::new(index, addrs, options, all, desk, rng)),
+        };
+        self.spawn(host, CoreId(0), SMALL_ARENA_BYTES, Vec::new(), service);
     }
 
     /// Kills client process `index`: what it had under way has an unknown outcome.
@@ -360,6 +388,7 @@ impl Cluster {
         if let Some(busy) = self.desk.busy.borrow_mut().get_mut(index) {
             *busy = 0;
         }
+        self.desk.open_ops.borrow_mut().retain(|(client, _), _| *client != index);
     }
 
     /// All slices, with the disk they lie on.

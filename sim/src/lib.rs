@@ -7,8 +7,12 @@
 //! This room may know every other one but the transports. Start reading at `run`.
 
 pub mod admin;
+pub mod apps;
+pub mod beyond;
 pub mod check;
 pub mod cluster;
+mod judge;
+pub mod meta;
 pub mod nemesis;
 pub mod options;
 pub mod planted;

@@ -49,6 +49,9 @@ struct Args {
     /// Only this scenario; otherwise each seed draws its own.
     #[arg(long)]
     scenario: Option<Scenario>,
+    /// Only seeds that break more than redundancy survives: the same as `--scenario beyond`.
+    #[arg(long, conflicts_with_all = ["scenario", "planted"])]
+    over_tolerance: bool,
     /// Draw some options so that the seeds lead to this corner more often, as `--planted` does.
     #[arg(long, default_value = "none")]
     focus: Focus,
@@ -93,7 +96,10 @@ fn start_log() {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let mut args = Args::parse();
+    if args.over_tolerance {
+        args.scenario = Some(Scenario::Beyond);
+    }
     catch_panic_places();
     if args.trace {
         start_log();

@@ -40,6 +40,7 @@ enum Fault {
     Stop,
     Partition,
     OneWay,
+    Link,
     Clog,
     Reset,
     SlowDisk,
@@ -100,8 +101,20 @@ impl Nemesis {
         }
     }
 
+    /// Somebody else has taken a node away: it comes back then.
+    pub fn will_revive(&mut self, at: u64, node: usize) {
+        self.wounds.retain(|(_, wound)| !matches!(wound, Wound::Node(other) if *other == node));
+        self.wounds.push((at, Wound::Node(node)));
+    }
+
     /// Mends everything.
     pub fn heal(&mut self, cluster: &mut Cluster) {
+        self.heal_all_but_disks(cluster);
+        self.exchange_bad_disks(cluster);
+    }
+
+    /// Mends everything but what is wrong on the disks.
+    pub fn heal_all_but_disks(&mut self, cluster: &mut Cluster) {
         for (_, wound) in std::mem::take(&mut self.wounds) {
             self.mend(cluster, wound);
         }
@@ -114,7 +127,6 @@ impl Nemesis {
             disk.transient_error_ppm = 0;
         }
         self.say(cluster, "heals everything");
-        self.exchange_bad_disks(cluster);
     }
 
     /// A slice rightly refuses to open when it cannot read the block where its log may go on: nobody can
@@ -144,6 +156,7 @@ impl Nemesis {
             (weights.stop, Fault::Stop),
             (weights.partition, Fault::Partition),
             (weights.one_way, Fault::OneWay),
+            (weights.link, Fault::Link),
             (weights.clog, Fault::Clog),
             (weights.reset, Fault::Reset),
             (weights.slow_disk, Fault::SlowDisk),
@@ -159,12 +172,18 @@ impl Nemesis {
             return;
         }
         let until = cluster.universe.now + self.rng.latency(cluster.options.fault_for_ns);
+        let away = cluster.options.down_for_ns;
+        let until = match fault {
+            Fault::Kill if away > 0 => cluster.universe.now + self.rng.latency(away),
+            _ => until,
+        };
         let happened = match fault {
             Fault::Kill | Fault::Power | Fault::Pause | Fault::Stop => {
                 self.strike_node(cluster, fault, until)
             }
             Fault::Blackout => self.blackout(cluster, until),
             Fault::Partition | Fault::OneWay => self.partition(cluster, fault == Fault::OneWay, until),
+            Fault::Link => self.cut_link(cluster, until),
             Fault::Clog => self.clog(cluster, until),
             Fault::Reset => cluster.universe.reset_random_connection().then_some("reset"),
             Fault::SlowDisk => self.slow_disk(cluster, until),
@@ -250,6 +269,20 @@ impl Nemesis {
         }
         self.wounds.push((until, Wound::Links(links)));
         Some(if one_way { "one-way partition" } else { "partition" })
+    }
+
+    /// Two nodes no longer reach each other; whoever reaches both is the bridge between them.
+    fn cut_link(&mut self, cluster: &mut Cluster, until: u64) -> Option<&'static str> {
+        let mut hosts: Vec<HostId> = cluster.nodes.iter().map(|node| node.host).collect();
+        self.rng.shuffle(&mut hosts);
+        let [a, b, ..] = hosts.as_slice() else { return None };
+        let links = vec![(*a, *b), (*b, *a)];
+        self.say(cluster, &format!("cuts {links:?}"));
+        for &(from, to) in &links {
+            cluster.universe.set_blocked(from, to, true);
+        }
+        self.wounds.push((until, Wound::Links(links)));
+        Some("cut link")
     }
 
     fn clog(&mut self, cluster: &mut Cluster, until: u64) -> Option<&'static str> {

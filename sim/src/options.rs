@@ -1,5 +1,8 @@
 //! Swarm options: every seed draws its own mix of sizes and faults, and prints all of it.
 
+use crate::apps::Mix;
+use crate::beyond::{Blow, Plan};
+use crate::meta::{self, Style};
 use placement::ScrubPlan;
 use simenv::clock::{MS, Nanos, SEC, US};
 use simenv::disk::DiskProfile;
@@ -25,6 +28,8 @@ pub struct FaultWeights {
     pub partition: u32,
     /// Hosts cannot reach each other, one way.
     pub one_way: u32,
+    /// Two nodes cannot reach each other, while others reach both.
+    pub link: u32,
     /// A link holds everything for a while.
     pub clog: u32,
     /// A connection is reset.
@@ -39,6 +44,42 @@ pub struct FaultWeights {
     pub write_fault: u32,
 }
 
+impl FaultWeights {
+    /// No node's process ever ends.
+    pub fn nobody_dies(&self) -> bool {
+        self.kill + self.power + self.blackout + self.stop == 0
+    }
+}
+
+impl Style {
+    fn faults(self, rng: &mut Stream) -> FaultWeights {
+        let mut some = |weight: u32| if rng.coin() { weight } else { 0 };
+        let links = FaultWeights {
+            partition: some(5),
+            one_way: some(5),
+            clog: some(4),
+            reset: some(4),
+            client_kill: some(2),
+            ..FaultWeights::default()
+        };
+        match self {
+            Self::Mixed => FaultWeights {
+                kill: some(6),
+                power: some(6),
+                blackout: some(1),
+                pause: some(6),
+                stop: some(3),
+                slow_disk: some(3),
+                ..links
+            },
+            Self::Deaths => FaultWeights { kill: 30, stop: some(5), pause: some(5), ..links },
+            Self::Bridge => FaultWeights { kill: 30, link: 15, ..FaultWeights::default() },
+            Self::Power => FaultWeights { power: 12, blackout: 12, kill: some(5), ..links },
+            Self::Apart => FaultWeights { pause: some(6), partition: 8, one_way: some(4), ..links },
+        }
+    }
+}
+
 /// A corner that a deliberate bug hides in: some of a seed's options are drawn to lead there more often. The
 /// bug must still be met by the seed's own faults and noticed by the ordinary checkers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
@@ -48,6 +89,8 @@ pub enum Focus {
     None,
     /// Connections that break, and links that hold what is sent on them.
     Breaks,
+    /// The same, and clients that soon give up on what they sent.
+    GivingUp,
     /// Nodes that die and come back in quick succession.
     Churn,
     /// Nodes that are stopped or cut off while their clocks run apart.
@@ -123,6 +166,8 @@ pub struct Options {
     pub fault_every_ns: Nanos,
     /// Mean time until a fault ends.
     pub fault_for_ns: Nanos,
+    /// Mean time until a killed process is back; 0: as for other faults.
+    pub down_for_ns: Nanos,
     /// Only one node is ever faulty at a time, and the next only when all PGs are clean again. Always so
     /// where data at rest is damaged: no redundancy survives damage to the only good copy.
     pub gentle: bool,
@@ -138,6 +183,12 @@ pub struct Options {
     pub page_cache_bytes: usize,
     /// How often PGs are scrubbed.
     pub scrub: ScrubPlan,
+    /// More is broken than redundancy survives.
+    pub beyond: Option<Plan>,
+    /// Clients run the second workload.
+    pub apps: Option<Mix>,
+    /// Clients use the metadata store and nothing else.
+    pub meta: Option<meta::Mix>,
 }
 
 impl Options {
@@ -160,7 +211,10 @@ impl Options {
         (options.safety_ns, options.fault_every_ns, options.gentle) = (10 * SEC, 500 * MS, false);
         options.faults = match focus {
             Focus::None => options.faults,
-            Focus::Breaks => {
+            Focus::Breaks | Focus::GivingUp => {
+                if focus == Focus::GivingUp {
+                    options.io_timeout_ms = 500;
+                }
                 (options.net.reset_ppm, options.net.corrupt_ppm) = (1_000, 300);
                 options.fault_for_ns = 3 * SEC;
                 FaultWeights { reset: 20, clog: 20, kill: 3, ..FaultWeights::default() }
@@ -196,6 +250,83 @@ impl Options {
             }
         };
         options
+    }
+
+    /// What a seed decides that goes beyond what redundancy survives: sizes as ever, few other faults.
+    pub fn draw_beyond(seed: u64) -> Self {
+        let mut options = Self::draw(seed);
+        let plan = Plan::draw(seed, options.nodes);
+        // Several changes of every block, and some that nobody touches any more.
+        options.image_bytes = options.image_bytes.min(4096 * 512);
+        options.slice_bytes = (16 << 20) + 2 * options.images as u64 * options.image_bytes;
+        options.safety_ns = 14 * SEC;
+        (options.gentle, options.fault_every_ns) = (false, 2 * SEC);
+        let light = FaultWeights { reset: 4, client_kill: 2, ..FaultWeights::default() };
+        options.faults = match plan.blow {
+            // The others must stay whole, or the old copy is the best there is.
+            Blow::OneBack => light,
+            // A log's last write that was lost looks like a log that ended earlier: no process may die.
+            Blow::WriteFaults => FaultWeights { pause: 2, partition: 2, clog: 2, ..light },
+            _ => FaultWeights { kill: 3, power: 3, pause: 2, partition: 2, ..light },
+        };
+        if plan.blow == Blow::OneBack {
+            // The others must be enough to go on, or nobody replaces what is away.
+            (options.copies, options.min_copies) = (3, options.min_copies.min(2));
+        }
+        options.beyond = Some(plan);
+        options
+    }
+
+    /// What a seed decides for the second workload: everything else as ever.
+    pub fn draw_apps(seed: u64) -> Self {
+        let mut options = Self::draw(seed);
+        options.clients = options.clients.max(2);
+        let mix = Mix::draw(seed, options.images);
+        options.image_bytes = 4096 * mix.per_image(options.images) * mix.region_blocks;
+        options.slice_bytes = (16 << 20) + 2 * options.images as u64 * options.image_bytes;
+        // A program has several operations.
+        options.think_ns = options.think_ns.clamp(12 * MS, 100 * MS);
+        options.apps = Some(mix);
+        options
+    }
+
+    /// What a seed decides for the metadata store's own workload: control cores and nothing else.
+    pub fn draw_meta(seed: u64) -> Self {
+        let mut options = Self::draw(seed);
+        let mut rng = Stream::new(seed, "meta");
+        let style = rng.weighted(
+            (3, Style::Mixed),
+            &[(2, Style::Deaths), (2, Style::Bridge), (2, Style::Power), (3, Style::Apart)],
+        );
+        options.meta = Some(meta::Mix::draw(&mut rng, style));
+        (options.nodes, options.voters) = rng.weighted((4, (3, 3)), &[(1, (4, 3)), (1, (5, 5))]);
+        (options.cores, options.disks, options.gentle) = (0, 0, false);
+        options.clients = rng.between(2, 5) as usize;
+        options.safety_ns = rng.between(10, 25) * SEC;
+        options.think_ns = rng.weighted((2, 20 * MS), &[(1, 60 * MS)]);
+        options.faults = style.faults(&mut rng);
+        (options.fault_every_ns, options.fault_for_ns) = match style {
+            Style::Mixed => (rng.between(200, 2_000) * MS, rng.between(50, 3_000) * MS),
+            Style::Deaths => (rng.between(60, 400) * MS, rng.between(20, 300) * MS),
+            Style::Bridge => (rng.between(60, 250) * MS, rng.between(500, 4_000) * MS),
+            Style::Power => (rng.between(200, 800) * MS, rng.between(20, 400) * MS),
+            Style::Apart => (rng.between(500, 2_000) * MS, rng.between(500, 5_000) * MS),
+        };
+        if style == Style::Bridge {
+            options.down_for_ns = rng.between(10, 60) * MS;
+        }
+        if matches!(style, Style::Deaths | Style::Power | Style::Bridge) {
+            // The longer messages and writes are on their way, the more of them a death finds there.
+            options.net.latency_ns = rng.weighted((1, MS), &[(2, 10 * MS), (1, 30 * MS)]);
+            options.disk.write_ns = rng.weighted((1, 100 * US), &[(2, 5 * MS), (1, 20 * MS)]);
+            options.write_through &= style != Style::Power;
+        }
+        options
+    }
+
+    /// Bytes of each image when it is made.
+    pub fn first_image_bytes(&self) -> u64 {
+        self.apps.as_ref().map_or(self.image_bytes, |mix| mix.first_regions as u64 * mix.region_blocks * 4096)
     }
 
     /// What a seed decides.
@@ -245,6 +376,7 @@ impl Options {
             safety_ns: rng.between(8, 30) * SEC,
             fault_every_ns: rng.weighted((2, 2 * SEC), &[(1, 500 * MS), (1, 6 * SEC)]),
             fault_for_ns: rng.weighted((2, 2 * SEC), &[(1, 300 * MS), (1, 5 * SEC)]),
+            down_for_ns: 0,
             gentle,
             faults,
             eager_reuse: rng.coin(),
@@ -252,6 +384,9 @@ impl Options {
             history_changes: Stream::new(seed, "history").weighted((2, 65_536), &[(1, 8), (1, 60)]),
             page_cache_bytes: rng.weighted((2, 1 << 20), &[(1, 64 << 10)]),
             scrub: draw_scrub(seed),
+            beyond: None,
+            apps: None,
+            meta: None,
         }
     }
 }
@@ -312,6 +447,7 @@ fn draw_faults(rng: &mut Stream) -> (FaultWeights, bool) {
         stop: some(2),
         partition: some(4),
         one_way: some(4),
+        link: 0,
         clog: some(3),
         reset: some(4),
         slow_disk: some(2),

@@ -26,12 +26,13 @@ pub struct Case {
 
 /// Where a bug has to be looked for.
 fn focus_of(bug: Planted) -> Focus {
-    use consensus::planted::Bug as Meta;
     use control::planted::Bug as Control;
     use engine::planted::Bug as Engine;
     match bug {
         Planted::Engine(bug) => match bug {
-            Engine::ForgetOrigins | Engine::OldIncarnationAccepted => Focus::Breaks,
+            Engine::ForgetOrigins => Focus::Breaks,
+            Engine::OldIncarnationAccepted => Focus::GivingUp,
+            Engine::StoppedStoreUnnoticed => Focus::None,
             Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
             Engine::ScrubRepairsNothing => Focus::Decay,
             Engine::ScrubWithoutHold => Focus::Breaks,
@@ -41,9 +42,7 @@ fn focus_of(bug: Planted) -> Focus {
         },
         Planted::Control(Control::PickStalePrimary) => Focus::Churn,
         Planted::Control(_) => Focus::Isolation,
-        Planted::Consensus(Meta::LeaseExpiresEarly | Meta::WatchSkipsOnSnapshot) => Focus::Isolation,
-        Planted::Consensus(Meta::DedupForgotten) => Focus::Breaks,
-        Planted::Consensus(_) => Focus::Power,
+        Planted::Consensus(_) => Focus::None,
         Planted::Client(_) => Focus::Breaks,
         Planted::Store(_) => Focus::None,
     }
@@ -64,15 +63,13 @@ fn left_out(bug: Planted) -> Option<&'static str> {
         Planted::Control(Control::LeaseWithoutMargin) => {
             Some("not noticed: margin and drift have to meet a slow renewal and a fast failover")
         }
-        Planted::Consensus(Meta::VoteNotPersisted) => {
-            Some("a voter has to die between two elections of one term; the group's own schedules see it")
-        }
-        Planted::Consensus(Meta::WatchSkipsOnSnapshot) => {
-            Some("a voter has to lag by a whole log under a watcher; the group's own schedules see it")
-        }
-        Planted::Consensus(Meta::DedupForgotten) => {
-            Some("every transaction of a cluster compares what it changes; the group's own schedules see it")
-        }
+        Planted::Consensus(Meta::VoteNotPersisted) => Some(
+            "not noticed: a voter has to die between its vote and the new leader's first entry, and another to stand \
+             for the same term just then; the group's own schedules see it",
+        ),
+        Planted::Consensus(Meta::LeaderPauseForgotten) => Some(
+            "not noticed: a leader has to stop for less than an election takes, just before a lock's lease ends",
+        ),
         _ => None,
     }
 }
@@ -94,7 +91,11 @@ pub fn cases() -> Vec<Case> {
     let cluster = |name: &str, bug| Case {
         name: name.to_owned(),
         bug,
-        scenario: Scenario::Cluster,
+        scenario: match bug {
+            Planted::Consensus(_) => Scenario::Meta,
+            Planted::Engine(engine::planted::Bug::StoppedStoreUnnoticed) => Scenario::Beyond,
+            _ => Scenario::Cluster,
+        },
         focus: focus_of(bug),
         left_out: left_out(bug),
     };
@@ -115,6 +116,8 @@ pub fn cases() -> Vec<Case> {
         (Meta::LeaseExpiresEarly, "consensus-lease-expires-early"),
         (Meta::WatchSkipsOnSnapshot, "consensus-watch-skips-on-snapshot"),
         (Meta::DedupForgotten, "consensus-dedup-forgotten"),
+        (Meta::ReadWithoutConfirmation, "consensus-read-without-confirmation"),
+        (Meta::LeaderPauseForgotten, "consensus-leader-pause-forgotten"),
     ] {
         cases.push(cluster(name, Planted::Consensus(bug)));
     }
@@ -151,9 +154,18 @@ pub fn hunt(case: &Case, first_seed: u64, clock: &dyn Fn() -> Duration) -> Caugh
 
 /// Runs without a bug, in every corner; returns the first that is not green.
 pub fn control_run(first_seed: u64) -> Option<Outcome> {
-    let cluster = [Focus::None, Focus::Breaks, Focus::Churn, Focus::Isolation, Focus::Power, Focus::Decay];
+    let cluster = [
+        Focus::None,
+        Focus::Breaks,
+        Focus::GivingUp,
+        Focus::Churn,
+        Focus::Isolation,
+        Focus::Power,
+        Focus::Decay,
+    ];
     let corners = cluster.map(|focus| (Scenario::Cluster, focus));
-    for (scenario, focus) in corners.into_iter().chain([(Scenario::Store, Focus::None)]) {
+    let others = [Scenario::Store, Scenario::Beyond, Scenario::Apps, Scenario::Meta];
+    for (scenario, focus) in corners.into_iter().chain(others.map(|scenario| (scenario, Focus::None))) {
         for nth in 0..CONTROL_SEEDS {
             let outcome = run(first_seed + nth, How { scenario: Some(scenario), focus, ..How::default() });
             if !outcome.violations.is_empty() {

@@ -1,7 +1,7 @@
 //! One seed, from its options to its verdict.
 
 use crate::options::{Focus, Options};
-use crate::{solo, world};
+use crate::{meta, solo, world};
 use simenv::rng::Stream;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +13,22 @@ pub enum Scenario {
     Cluster,
     /// One slice store alone.
     Store,
+    /// A whole cluster of which more is broken than redundancy survives.
+    Beyond,
+    /// A whole cluster under the second workload.
+    Apps,
+    /// The metadata store alone, under clients of its own.
+    Meta,
+}
+
+impl Scenario {
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::Cluster, Self::Store, Self::Beyond, Self::Apps, Self::Meta];
+
+    fn of_word(word: &str) -> Option<Self> {
+        use clap::ValueEnum;
+        Self::from_str(word, false).ok()
+    }
 }
 
 /// A deliberate bug in one of the rooms.
@@ -92,15 +108,31 @@ pub struct Outcome {
 
 /// Which scenario a seed draws.
 pub fn scenario_of(seed: u64) -> Scenario {
-    if Stream::new(seed, "scenario").chance(250_000) { Scenario::Store } else { Scenario::Cluster }
+    if Stream::new(seed, "scenario").chance(250_000) {
+        return Scenario::Store;
+    }
+    Stream::new(seed, "cluster scenario")
+        .weighted((12, Scenario::Cluster), &[(3, Scenario::Apps), (3, Scenario::Meta), (1, Scenario::Beyond)])
+}
+
+fn options_of(seed: u64, scenario: Scenario, focus: Focus) -> Options {
+    match scenario {
+        Scenario::Beyond => Options::draw_beyond(seed),
+        Scenario::Apps => Options::draw_apps(seed),
+        Scenario::Meta => Options::draw_meta(seed),
+        _ => Options::draw_for(seed, focus),
+    }
 }
 
 /// Runs a seed. A panic of the code under test is a violation like any other.
 pub fn run(seed: u64, how: How) -> Outcome {
     let scenario = how.scenario.unwrap_or_else(|| scenario_of(seed));
     let options = match scenario {
-        Scenario::Cluster => Options::draw_for(seed, how.focus).to_string(),
+        Scenario::Cluster | Scenario::Beyond | Scenario::Apps => {
+            options_of(seed, scenario, how.focus).to_string()
+        }
         Scenario::Store => solo::SoloOptions::draw(seed).to_string(),
+        _ => options_of(seed, scenario, how.focus).to_string(),
     };
     let mut outcome = Outcome {
         seed,
@@ -113,8 +145,10 @@ pub fn run(seed: u64, how: How) -> Outcome {
         summary: String::new(),
     };
     let result = catch_unwind(AssertUnwindSafe(|| match scenario {
-        Scenario::Cluster => {
-            let seen = world::run(Options::draw_for(seed, how.focus), how.planted, how.trace);
+        Scenario::Cluster | Scenario::Beyond | Scenario::Apps | Scenario::Meta => {
+            let options = options_of(seed, scenario, how.focus);
+            let world = if scenario == Scenario::Meta { meta::run } else { world::run };
+            let seen = world(options, how.planted, how.trace);
             (seen.violations, seen.trace_hash, seen.virtual_ns, seen.operations, seen.summary)
         }
         Scenario::Store => {
@@ -161,9 +195,7 @@ pub fn parse_seeds(text: &str) -> Result<Vec<Job>, String> {
             let seed = words.next().and_then(|word| word.parse().ok()).ok_or_else(|| line.to_owned())?;
             let scenario = match words.next() {
                 None => None,
-                Some("store") => Some(Scenario::Store),
-                Some("cluster") => Some(Scenario::Cluster),
-                Some(_) => return Err(line.to_owned()),
+                Some(word) => Some(Scenario::of_word(word).ok_or_else(|| line.to_owned())?),
             };
             Ok((seed, scenario))
         })

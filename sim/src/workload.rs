@@ -1,6 +1,8 @@
 //! Client processes: `ClientCore` driven by a generator of operations, everything recorded in the history.
 
+use crate::apps::ledger::Ledger;
 use crate::check::history::{History, Pending, Place, fill};
+use crate::meta;
 use crate::options::Options;
 use client::{ClientCore, ImageHandle, IoDone, IoError, Op, OpenMode};
 use reactor::{Env, Event, IoBuf, Service, Token};
@@ -37,6 +39,16 @@ pub struct Desk {
     pub read_back: RefCell<Vec<bool>>,
     /// Errors other than timeouts are legal now (damage was injected, or space may run out).
     pub tolerate: Tolerance,
+    /// More is broken than redundancy survives: the two below are kept.
+    pub beyond: bool,
+    /// Operations under way, by client number and its own count.
+    pub open_ops: RefCell<BTreeMap<(usize, u64), (Place, u64)>>,
+    /// The second workload's expectations.
+    pub ledger: RefCell<Ledger>,
+    /// What clients of the metadata store did.
+    pub meta: RefCell<meta::history::History>,
+    /// Ranges of the read-back that could not be read, and why.
+    pub unread: RefCell<Vec<(Place, u64, IoError)>>,
 }
 
 /// Which errors the options make legal.
@@ -195,8 +207,16 @@ impl WorkClient {
         self.next_user += 1;
         // A refused operation stays in the history as one of unknown outcome: harmless, it is never seen.
         if self.core.submit(env, handle, op, user).is_ok() {
-            self.under_way.insert(user, pending);
+            self.began(user, pending);
         }
+    }
+
+    fn began(&mut self, user: u64, pending: Pending) {
+        if self.desk.beyond {
+            let range = (pending.first, pending.blocks);
+            self.desk.open_ops.borrow_mut().insert((self.number, user), range);
+        }
+        self.under_way.insert(user, pending);
     }
 
     /// Starts the next read of the read-back; false when there is none.
@@ -227,7 +247,7 @@ impl WorkClient {
             self.again.extend(again);
             return false;
         }
-        self.under_way.insert(user, pending);
+        self.began(user, pending);
         if again.is_none() {
             self.cursor += blocks;
         }
@@ -241,6 +261,9 @@ impl WorkClient {
             self.flushes = self.flushes.saturating_sub(1);
             return;
         };
+        if self.desk.beyond {
+            self.desk.open_ops.borrow_mut().remove(&(self.number, done.user));
+        }
         match (done.result, done.buf) {
             (Ok(()), Some(buf)) if pending.value.is_none() => history.read_done(&pending, buf.as_slice()),
             (Ok(()), _) => history.change_done(&pending),
@@ -252,7 +275,9 @@ impl WorkClient {
                     IoError::NoSpace => self.desk.tolerate.no_space,
                     _ => false,
                 };
-                if reading_back && error == IoError::TimedOut {
+                if reading_back && self.desk.beyond {
+                    self.desk.unread.borrow_mut().push((pending.first, pending.blocks, error));
+                } else if reading_back && error == IoError::TimedOut {
                     // A slow disk and an impatient client: read it again.
                     self.again.push((pending.first.block, pending.blocks));
                 } else if !legal || reading_back {

@@ -1,8 +1,6 @@
 //! A run of the cluster scenario: set up, work under faults, heal, converge, read back, judge.
 
-use crate::check::history::show;
-use crate::check::linear::{Verdict, judge};
-use crate::check::replicas;
+use crate::beyond::{self, Beyond};
 use crate::cluster::{Cluster, NodeState};
 use crate::nemesis::Nemesis;
 use crate::options::Options;
@@ -12,10 +10,9 @@ use control::admin::{self, Keys, PoolSpec};
 use placement::{FailureDomain, ScrubDepth};
 use simenv::clock::{MS, SEC};
 use simenv::universe::Step;
-use std::collections::BTreeMap;
 use std::rc::Rc;
+use wire::PgId;
 use wire::control::{MetaReply, MetaRequest};
-use wire::{PgId, Revision};
 
 /// Harness tags.
 const TICK: u64 = 1;
@@ -35,13 +32,13 @@ const SCRUB_ROUNDS: usize = 3;
 /// For reading every image once.
 const READ_BACK_LIMIT_NS: u64 = 120 * SEC;
 /// For the metadata's watch and a range read to agree.
-const META_LIMIT_NS: u64 = 10 * SEC;
+pub(crate) const META_LIMIT_NS: u64 = 10 * SEC;
 /// The pool's name.
 const POOL: &str = "pool";
 /// Keys a cluster of this size may have.
-const RANGE_LIMIT: u32 = 10_000;
+pub(crate) const RANGE_LIMIT: u32 = 10_000;
 /// Violations after which a run ends.
-const ENOUGH: usize = 3;
+pub(crate) const ENOUGH: usize = 3;
 
 /// What a run showed.
 pub struct Seen {
@@ -57,18 +54,25 @@ pub struct Seen {
     pub summary: String,
 }
 
-struct World {
-    cluster: Cluster,
-    nemesis: Nemesis,
-    violations: Vec<String>,
+/// A run under way.
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    pub(crate) nemesis: Nemesis,
+    pub(crate) violations: Vec<String>,
     next_request: u64,
     striking: bool,
+    /// The request that makes an image grow, while it is under way.
+    growing: Option<u64>,
+    /// What goes beyond what redundancy survives, if anything does.
+    pub(crate) beyond: Option<Beyond>,
+    /// Reads that failed when everything was read at the end.
+    pub(crate) unread: u64,
     /// When members have learned all there is to know of new PGs.
     settled_at: u64,
     /// Blocks whose history was too large to judge.
-    undecided: u64,
+    pub(crate) undecided: u64,
     /// A scrub of everything has found nothing: disks are judged as they are, damage included.
-    scrubbed: bool,
+    pub(crate) scrubbed: bool,
 }
 
 /// Runs the scenario.
@@ -77,12 +81,16 @@ pub fn run(options: Options, planted: Option<Planted>, trace: Option<(u64, u64)>
     let mut cluster = Cluster::new(options.clone(), planted);
     cluster.universe.trace.verbose = trace;
     let nemesis = Nemesis::new(options.seed, options.nodes, trace.is_some());
+    let beyond = options.beyond.clone().map(|plan| Beyond::new(options.seed, plan, options.nodes));
     let mut world = World {
         cluster,
         nemesis,
         violations: Vec::new(),
         next_request: 1,
         striking: false,
+        growing: None,
+        beyond,
+        unread: 0,
         settled_at: u64::MAX,
         undecided: 0,
         scrubbed: false,
@@ -95,15 +103,26 @@ pub fn run(options: Options, planted: Option<Planted>, trace: Option<(u64, u64)>
 }
 
 /// The run is over: a violation was noted.
-struct Over;
+pub(crate) struct Over;
 
 impl World {
     fn seen(self) -> Seen {
         let history = self.cluster.desk.history.borrow();
         let net = self.cluster.universe.net.counters;
         let (scrubbed, bad) = self.cluster.scrubbed();
+        let ledger = self.cluster.desk.ledger.borrow();
+        let apps = match ledger.regions.is_empty() {
+            true => String::new(),
+            false => format!(
+                "; {} changes and {} reads of programs, {} hand-overs, {} logs opened",
+                ledger.acked, ledger.reads, ledger.handed, ledger.logs
+            ),
+        };
+        let beyond = self.beyond.as_ref().map_or(String::new(), |beyond| {
+            format!("; {beyond}, {} PGs not clean, {} reads failed", self.unclean_pgs().len(), self.unread)
+        });
         let summary = format!(
-            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided; {} objects scrubbed, {} copies bad",
+            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided; {} objects scrubbed, {} copies bad{beyond}{apps}",
             history.acked_writes,
             history.answered_reads,
             history.unknown,
@@ -123,7 +142,7 @@ impl World {
             violations: self.violations,
             trace_hash: self.cluster.universe.trace.hash(),
             virtual_ns: self.cluster.universe.now,
-            operations: history.acked_writes + history.answered_reads,
+            operations: history.acked_writes + history.answered_reads + ledger.acked + ledger.reads,
             summary,
         }
     }
@@ -138,27 +157,46 @@ impl World {
         self.striking = true;
         let first = self.nemesis.next_at(&self.cluster);
         self.cluster.universe.call_at(first, STRIKE);
+        self.prepare_blow();
         let end = self.cluster.universe.now + self.cluster.options.safety_ns;
         while self.cluster.universe.now < end {
             self.step()?;
         }
         self.striking = false;
-        self.nemesis.heal(&mut self.cluster);
-        for index in 0..self.cluster.nodes.len() {
-            if self.cluster.nodes[index].state != NodeState::Running {
-                self.cluster.revive(index);
-            }
+        if self.beyond.is_some() {
+            return self.end_beyond();
         }
+        self.nemesis.heal(&mut self.cluster);
+        self.revive_all();
         self.converge()?;
-        self.read_back()?;
+        self.read_back(READ_BACK_LIMIT_NS)?;
         self.settle()?;
         if self.cluster.options.scrub.deep_secs > 0 {
             self.scrub_all()?;
         }
         self.judge_scrubs();
-        self.judge_replicas();
+        self.judge_replicas(|_| true);
         self.judge_history();
         if self.violations.is_empty() { Ok(()) } else { Err(Over) }
+    }
+
+    /// Every node that does not run is started again.
+    pub(crate) fn revive_all(&mut self) {
+        for index in 0..self.cluster.nodes.len() {
+            if self.cluster.nodes[index].state != NodeState::Running {
+                self.cluster.revive(index);
+            }
+        }
+    }
+
+    /// The faults are over.
+    pub(crate) fn is_healing(&self) -> bool {
+        !self.striking
+    }
+
+    /// Why not every PG is clean, if so.
+    pub(crate) fn unclean(&self) -> Option<String> {
+        self.cluster.board.borrow().unclean(self.cluster.options.pg_count as usize)
     }
 
     /// One step of the universe, and what the harness does at its own times.
@@ -169,11 +207,13 @@ impl World {
                 self.cluster.universe.call_at(self.cluster.universe.now + TICK_NS, TICK);
                 self.look_at_memory();
                 self.nemesis.mend_due(&mut self.cluster);
+                self.grow_images();
                 self.gather();
                 if self.violations.len() >= ENOUGH {
                     return Err(Over);
                 }
             }
+            Step::Harness(tag @ (beyond::COPY | beyond::HIT)) => self.blow(tag),
             Step::Harness(_) => {
                 if self.striking {
                     self.nemesis.strike(&mut self.cluster);
@@ -210,13 +250,31 @@ impl World {
         self.violations.append(&mut self.cluster.primaries.borrow_mut().violations);
     }
 
-    /// Runs until a condition holds.
-    fn until(
+    /// Runs until a condition holds; that it does not within the limit is a violation.
+    pub(crate) fn until(
         &mut self,
         limit_ns: u64,
         what: &str,
-        mut missing: impl FnMut(&Cluster) -> Option<String>,
+        missing: impl FnMut(&Cluster) -> Option<String>,
     ) -> Result<(), Over> {
+        let why = self.wait(limit_ns, missing)?;
+        let Some(why) = why else { return Ok(()) };
+        let universe = &self.cluster.universe;
+        self.violations.push(format!(
+            "{what} not within {} s: {why}; buffers {:?}; network {:?}",
+            limit_ns / SEC,
+            universe.arena_pressure(),
+            universe.network_backlog()
+        ));
+        Err(Over)
+    }
+
+    /// Runs until a condition holds, or for so long; then it says why it does not hold.
+    pub(crate) fn wait(
+        &mut self,
+        limit_ns: u64,
+        mut missing: impl FnMut(&Cluster) -> Option<String>,
+    ) -> Result<Option<String>, Over> {
         let end = self.cluster.universe.now + limit_ns;
         let mut looked = 0;
         loop {
@@ -226,28 +284,15 @@ impl World {
                 continue;
             }
             looked = now;
-            match missing(&self.cluster) {
-                None => {
-                    self.gather();
-                    return if self.violations.is_empty() { Ok(()) } else { Err(Over) };
-                }
-                Some(why) if now > end => {
-                    self.gather();
-                    let universe = &self.cluster.universe;
-                    self.violations.push(format!(
-                        "{what} not within {} s: {why}; buffers {:?}; network {:?}",
-                        limit_ns / SEC,
-                        universe.arena_pressure(),
-                        universe.network_backlog()
-                    ));
-                    return Err(Over);
-                }
-                Some(_) => {}
+            let why = missing(&self.cluster);
+            if why.is_none() || now > end {
+                self.gather();
+                return if self.violations.is_empty() { Ok(why) } else { Err(Over) };
             }
         }
     }
 
-    fn ask(&mut self, request: MetaRequest) -> Result<Result<MetaReply, String>, Over> {
+    pub(crate) fn ask(&mut self, request: MetaRequest) -> Result<Result<MetaReply, String>, Over> {
         let number = self.next_request;
         self.next_request += 1;
         let board = self.cluster.board.clone();
@@ -261,12 +306,40 @@ impl World {
     }
 
     /// What the watch has shown, as the administrator's transactions want it.
-    fn keys(&self) -> Keys {
+    pub(crate) fn keys(&self) -> Keys {
         let board = self.cluster.board.borrow();
         let mut keys = Keys::default();
         let items = board.keys.values().cloned().collect();
         let _ = keys.add(MetaReply::Range { revision: board.revision, items, more: false });
         keys
+    }
+
+    /// Images that began shorter grow while the second workload is at work, one request after the other.
+    fn grow_images(&mut self) {
+        let options = self.cluster.options.clone();
+        let due = self.settled_at.saturating_add(options.safety_ns / 3);
+        if !self.striking
+            || options.first_image_bytes() == options.image_bytes
+            || self.cluster.universe.now < due
+        {
+            return;
+        }
+        let board = self.cluster.board.clone();
+        if let Some(number) = self.growing {
+            if board.borrow_mut().answers.remove(&number).is_none() {
+                return;
+            }
+            self.growing = None;
+        }
+        let sizes = board.borrow().image_sizes();
+        let short = sizes.into_iter().find(|(_, size)| *size < options.image_bytes);
+        let Some((name, _)) = short else { return };
+        if let Ok((_, request)) = admin::resize_image(&self.keys(), &name, options.image_bytes, false) {
+            let number = self.next_request;
+            self.next_request += 1;
+            board.borrow_mut().requests.push_back((number, request));
+            self.growing = Some(number);
+        }
     }
 
     fn set_up(&mut self) -> Result<(), Over> {
@@ -288,7 +361,8 @@ impl World {
         for image in 0..options.images {
             let name = image_name(image);
             self.change("image", |keys| {
-                admin::create_image(keys, POOL, &name, options.image_bytes, 0).map(|(_, request)| request)
+                admin::create_image(keys, POOL, &name, options.first_image_bytes(), 0)
+                    .map(|(_, request)| request)
             })?;
         }
         self.until(START_LIMIT_NS, "all PGs active and clean", |cluster| {
@@ -339,9 +413,9 @@ impl World {
         })
     }
 
-    fn read_back(&mut self) -> Result<(), Over> {
+    pub(crate) fn read_back(&mut self, limit_ns: u64) -> Result<(), Over> {
         self.cluster.desk.mode.set(Mode::ReadBack);
-        self.until(READ_BACK_LIMIT_NS, "reading every image", |cluster| {
+        self.until(limit_ns, "reading every image", |cluster| {
             let done = cluster.desk.read_back.borrow();
             (!done.iter().all(|done| *done)).then(|| format!("{done:?}"))
         })?;
@@ -387,91 +461,4 @@ impl World {
         self.violations.push("scrub: one round after the other finds bad copies".to_owned());
         Err(Over)
     }
-
-    /// The watch's view and a linearizable read of everything must agree.
-    fn judge_metadata(&mut self) -> Result<(), Over> {
-        let mut why = String::new();
-        for _ in 0..20 {
-            let answer = self.ask(MetaRequest::Range { prefix: "/".to_owned(), limit: RANGE_LIMIT })?;
-            let (revision, items) = match answer {
-                Ok(MetaReply::Range { revision, items, more: false }) => (revision, items),
-                other => {
-                    why = format!("{other:?}").chars().take(200).collect();
-                    continue;
-                }
-            };
-            self.until(META_LIMIT_NS, "the watch's arrival at the read's revision", |cluster| {
-                let seen = cluster.board.borrow().revision;
-                // Ephemeral keys move on all the time; the persistent ones have come to rest.
-                (seen < revision && !agrees(cluster, &items, Revision(u64::MAX)))
-                    .then(|| format!("at {seen} of {revision}"))
-            })?;
-            if agrees(&self.cluster, &items, revision) {
-                return Ok(());
-            }
-            why = "keys differ".to_owned();
-        }
-        self.violations.push(format!("metadata: the watch and a read of all keys never agreed: {why}"));
-        Err(Over)
-    }
-
-    /// What no disk has damaged, no scrub may call bad.
-    fn judge_scrubs(&mut self) {
-        let (_, bad) = self.cluster.scrubbed();
-        let faults = self.cluster.options.faults;
-        if bad > 0 && faults.damage == 0 && faults.write_fault == 0 {
-            self.violations.push(format!("scrub: {bad} copies were called bad and no disk is"));
-        }
-    }
-
-    fn judge_replicas(&mut self) {
-        let slices: BTreeMap<_, _> = self
-            .cluster
-            .slices()
-            .into_iter()
-            .filter_map(|(disk, entry)| {
-                let disk = self.cluster.universe.disks.get(disk)?;
-                Some((entry.slice, replicas::contents_of(disk, entry.geometry(), self.scrubbed)))
-            })
-            .collect();
-        simenv::trace::set_log_time(self.cluster.universe.now);
-        let board = self.cluster.board.borrow();
-        let pools = board.pools();
-        let wrong = replicas::compare(&slices, &board.pgs(), |pg| {
-            pools.iter().find(|pool| pool.id == pg.pool).map_or(1, |pool| pool.pg_count)
-        });
-        self.violations.extend(wrong.into_iter().map(|text| format!("replicas: {text}")).take(ENOUGH));
-    }
-
-    fn judge_history(&mut self) {
-        let history = self.cluster.desk.history.borrow();
-        let mut undecided = 0;
-        for (place, ops) in history.blocks() {
-            match judge(place, &ops, &history.memory) {
-                Verdict::Legal => {}
-                Verdict::Illegal(why) => {
-                    self.violations.push(format!("linearizability: {why}"));
-                    if self.violations.len() >= ENOUGH {
-                        return;
-                    }
-                }
-                Verdict::Undecided => {
-                    undecided += 1;
-                    if undecided == 1 && self.nemesis.is_verbose() {
-                        eprintln!("undecided: {place}\n{}", show(&ops));
-                    }
-                }
-            }
-        }
-        self.undecided = undecided;
-    }
-}
-
-/// Whether the watch has the same persistent keys as a read gave, none of them newer than `revision`.
-fn agrees(cluster: &Cluster, items: &[wire::control::KeyValue], revision: Revision) -> bool {
-    let board = cluster.board.borrow();
-    let read = items.iter().filter(|item| item.lease.is_none());
-    let seen = board.keys.values().filter(|item| item.lease.is_none());
-    board.keys.values().filter(|item| item.lease.is_none()).all(|item| item.mod_revision <= revision)
-        && read.eq(seen)
 }

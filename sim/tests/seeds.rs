@@ -9,7 +9,7 @@ fn run_in(seed: u64, scenario: Scenario) -> Outcome {
 
 #[test]
 fn a_seed_gives_the_same_run_twice_and_other_seeds_another() {
-    for scenario in [Scenario::Cluster, Scenario::Store] {
+    for scenario in Scenario::ALL {
         let (once, again, other) = (run_in(11, scenario), run_in(11, scenario), run_in(12, scenario));
         assert!(once.violations.is_empty(), "{once}");
         assert_eq!(once.trace_hash, again.trace_hash, "{scenario:?}");

@@ -179,6 +179,11 @@ impl History {
         self.clock.get()
     }
 
+    /// The position of what comes next, less one.
+    pub fn now(&self) -> Stamp {
+        self.clock.get()
+    }
+
     /// A read begins.
     pub fn begin_read(&mut self, client: usize, at: u64, first: Place, blocks: u64) -> Pending {
         Pending { first, blocks, value: None, start: self.tick(), at, client, slots: Vec::new() }

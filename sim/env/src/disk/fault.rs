@@ -1,6 +1,6 @@
 //! Injected damage of a disk's contents, kept apart from the pristine contents.
 
-use super::{Data, SimDisk};
+use super::{Cell, Data, IntMap, SimDisk};
 use std::rc::Rc;
 use wire::BLOCK_BYTES;
 
@@ -36,7 +36,30 @@ pub enum WriteFault {
     },
 }
 
+/// What a disk held at some moment, as a copy made with `dd` does.
+#[derive(Clone)]
+pub struct Contents(IntMap<Cell>);
+
 impl SimDisk {
+    /// A copy of everything on the disk now.
+    pub fn contents(&self) -> Contents {
+        Contents(self.visible.clone())
+    }
+
+    /// Everything on the disk becomes what it was, durable and undamaged. Nothing may be in flight: the
+    /// host is without power.
+    pub fn put_back(&mut self, contents: &Contents) {
+        self.visible = contents.0.clone();
+        self.durable = contents.0.clone();
+        self.pending.clear();
+        self.overlays.clear();
+    }
+
+    /// An empty disk of the same kind takes this one's place. Nothing may be in flight.
+    pub fn exchange_for_empty(&mut self) {
+        self.put_back(&Contents(IntMap::default()));
+    }
+
     /// Damages a block at rest. False when nothing was ever written there.
     pub fn damage(&mut self, block: u64, damage: Damage) -> bool {
         let Some(data) = self.visible.get(&block).and_then(|cell| cell.data.clone()) else { return false };
@@ -95,6 +118,15 @@ impl SimDisk {
             })
             .map(|(block, _)| *block)
             .collect();
+        blocks.sort_unstable();
+        blocks
+    }
+
+    /// All written blocks that have lain still for the last `age` block writes, data or not.
+    pub fn resting_blocks_of_any_kind(&self, age: u64) -> Vec<u64> {
+        let young = self.next_seq.saturating_sub(age);
+        let resting = self.visible.iter().filter(|(_, cell)| cell.seq < young && cell.data.is_some());
+        let mut blocks: Vec<u64> = resting.map(|(block, _)| *block).collect();
         blocks.sort_unstable();
         blocks
     }

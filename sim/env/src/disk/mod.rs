@@ -12,7 +12,7 @@ mod fault;
 #[cfg(test)]
 mod tests;
 
-pub use fault::{Damage, WriteFault};
+pub use fault::{Contents, Damage, WriteFault};
 
 use crate::clock::Nanos;
 use crate::rng::Stream;

@@ -186,3 +186,19 @@ fn bounds_are_kept() {
     }
     assert!(disk.submit(FROM, DiskOp::Flush, 0).is_err());
 }
+
+#[test]
+fn a_disk_that_is_put_back_is_what_it_was_and_an_exchanged_one_is_empty() {
+    let mut disk = disk(1, 4096, false);
+    write(&mut disk, 0, 1, 1, true);
+    let then = disk.contents();
+    write(&mut disk, 0, 2, 1, true);
+    write(&mut disk, 1, 3, 1, false);
+    disk.damage(0, Damage::Unreadable);
+    disk.put_back(&then);
+    disk.power_cut();
+    assert_eq!(read(&mut disk, 0).unwrap()[0], 1);
+    assert_eq!(read(&mut disk, 1).unwrap()[0], 0);
+    disk.exchange_for_empty();
+    assert_eq!(read(&mut disk, 0).unwrap()[0], 0);
+}
