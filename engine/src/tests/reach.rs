@@ -150,8 +150,11 @@ fn a_primary_cut_off_from_all_others_stops_and_gives_the_pg_away() {
     assert_eq!(given, (c.record.epoch, slice(0), true));
     assert_ne!(c.status(write), Status::Ok);
     let read = c.read(conn, 1, 0);
-    // Neither its own epoch told again nor time makes it serve: others may have taken over.
+    // Neither a mended link nor its own epoch told again makes it serve: others may have taken over.
+    mend(&c, 0, 1);
+    mend(&c, 0, 2);
     c.announce();
+    c.pass(3_000);
     let again = wishes(&c, 0).len();
     c.wait("said again", |c| wishes(c, 0).len() > again);
     assert!(c.replies.get(&read).is_none_or(|reply| reply.header.status != Status::Ok));
