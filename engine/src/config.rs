@@ -68,6 +68,21 @@ pub const RECONNECT_MIN_MS: u64 = 10;
 /// Longest pause before a peer is connected again: a returning node is found within a quarter of the
 /// time that failover may take.
 pub const RECONNECT_MAX_MS: u64 = 250;
+/// How often connections to peers are looked at, in milliseconds: a fifteenth of `UNREACHABLE_TICKS`, which bounds
+/// by how much a member is found late.
+pub const REACH_TICK_MS: u64 = 100;
+/// Looks without a word from a peer after which it is pinged: 500 ms, so that two more fit
+/// into the bound below, and idle connections cost two small frames a second.
+pub const PING_TICKS: u32 = 5;
+/// Looks without a word from a peer after which it is out of reach: its connection is given up, and its PGs go on
+/// without it. 1.5 s: three pings unanswered; longer than the lease of a node that is dead, which is not for us to
+/// find out, and less than the two seconds within which I/O has to go on.
+pub const UNREACHABLE_TICKS: u32 = 15;
+/// Looks that a peer gets which was out of reach when it was needed last: 500 ms. Each of them stops I/O.
+pub const REJOIN_TICKS: u32 = 5;
+/// Looks after which a connection that does not come about is tried anew: 1 s. The kernel's next attempt for one whose
+/// first packets were lost would come later and later.
+pub const OPENING_TICKS: u32 = 10;
 /// Slots of a slice looked at in one step of a listing: some 10 to 20 ns each.
 pub const SCAN_SLOTS_PER_STEP: usize = 4096;
 /// Objects a member is asked for at once while it is compared by history: 8 KiB of question, 20 KiB of answer, and

@@ -98,7 +98,7 @@ impl DataCore {
         let open = self.slices.get(local.at).is_some_and(|s| s.life == SliceLife::Open);
         let this_process = record.primary_session.is_some() && record.primary_session == self.process;
         // A higher promise means that somebody acts under a newer record than the one known here.
-        let newest = pg.promised == record.epoch;
+        let newest = pg.promised == record.epoch && pg.gave_away != record.epoch;
         let fits = record.acting.len() <= MEMBERS_MAX + 1;
         (open && this_process && newest && fits).then_some((local.at, slice))
     }

@@ -98,6 +98,7 @@ pub struct DataCore {
     /// When the earliest timer in force fires; `None` when there is none.
     armed: Option<Mono>,
     housekeeping_at: Mono,
+    reach_at: Mono,
     /// PGs with a report due.
     pub(crate) reports: Vec<Key>,
     /// Some of them because their state may have changed.
@@ -147,6 +148,7 @@ impl DataCore {
             outbox: VecDeque::new(),
             armed: None,
             housekeeping_at: Mono(0),
+            reach_at: Mono(0),
             reports: Vec::new(),
             reports_due: false,
             list_scratch: Vec::new(),
@@ -238,6 +240,13 @@ impl DataCore {
             self.housekeeping(env);
         }
         next = next.min(self.housekeeping_at);
+        if self.watches_peers() {
+            if now >= self.reach_at {
+                self.reach_at = now.plus_ms(REACH_TICK_MS);
+                self.watch_peers(env);
+            }
+            next = next.min(self.reach_at);
+        }
         if let Some(at) = self.send_reports(env) {
             next = next.min(at);
         }

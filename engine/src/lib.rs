@@ -32,6 +32,7 @@ mod pg;
 pub mod planted;
 mod priority;
 mod purge;
+mod reach;
 mod read;
 mod recovery;
 mod report;

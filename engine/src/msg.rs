@@ -176,6 +176,25 @@ pub enum CoreMsg {
         /// The member's store cannot serve at all: leave it out of `acting` too.
         failed: bool,
     },
+    /// The primary cannot reach a member: give the PG a new epoch without it.
+    Unreachable {
+        /// The PG.
+        pg: PgId,
+        /// Under this epoch.
+        epoch: Epoch,
+        /// The member.
+        slice: SliceId,
+    },
+    /// The primary cannot reach enough members, and others could serve without it. It has stopped, and never serves
+    /// under this epoch again.
+    GivesAway {
+        /// The PG.
+        pg: PgId,
+        /// Under this epoch.
+        epoch: Epoch,
+        /// The primary.
+        slice: SliceId,
+    },
     /// A peer's host refused our connection: its process is gone.
     PeerRefused {
         /// The peer.

@@ -56,6 +56,10 @@ pub(crate) struct Peer {
     /// Counts the connections, so that the peer can refuse what an older one still delivers.
     incarnation: u64,
     pause_ms: u64,
+    /// Looks since something came from it (`reach`).
+    pub(crate) quiet_ticks: u32,
+    /// Looks since the last attempt to connect.
+    pub(crate) state_ticks: u32,
 }
 
 impl DataCore {
@@ -67,7 +71,10 @@ impl DataCore {
                 let before = peer.process;
                 peer.process = member.session.or(before);
                 match peer.state {
-                    PeerState::Forgotten => self.connect_peer(env, at),
+                    PeerState::Forgotten => {
+                        peer.quiet_ticks = peer.quiet_ticks.min(UNREACHABLE_TICKS - REJOIN_TICKS);
+                        self.connect_peer(env, at);
+                    }
                     // Its process is another one: a host that vanished does not say goodbye.
                     PeerState::Up(conn) if before.is_some() && peer.process != before => {
                         env.close(conn, false)
@@ -85,6 +92,8 @@ impl DataCore {
             state: PeerState::Down(Mono(0)),
             incarnation: 0,
             pause_ms: RECONNECT_MIN_MS,
+            quiet_ticks: 0,
+            state_ticks: 0,
         });
         self.peer_index.insert(member.addr, at);
         self.connect_peer(env, at);
@@ -96,7 +105,9 @@ impl DataCore {
         peer.incarnation += 1;
         let conn = env.connect(peer.addr, Framing::Frames);
         peer.state = PeerState::Opening(conn);
+        peer.state_ticks = 0;
         self.conns.insert(conn, Conn::Peer(at));
+        self.wake_in(env, REACH_TICK_MS);
     }
 
     pub(crate) fn connected(&mut self, env: &mut dyn Env, conn: ConnId) {
@@ -118,7 +129,10 @@ impl DataCore {
     }
 
     pub(crate) fn peer_frame(&mut self, env: &mut dyn Env, at: usize, from: ConnId, frame: Frame) {
-        let Some(peer) = self.peers.get(at) else { return };
+        let Some(peer) = self.peers.get_mut(at) else { return };
+        if peer.state == PeerState::Up(from) {
+            peer.quiet_ticks = 0;
+        }
         match (peer.state, frame.header.kind) {
             (PeerState::Opening(conn), FrameKind::Hello) if conn == from => {
                 self.peer_hello(env, at, conn, &frame)
@@ -143,6 +157,7 @@ impl DataCore {
             return env.close(conn, false);
         }
         peer.state = PeerState::Up(conn);
+        peer.quiet_ticks = 0;
         peer.pause_ms = RECONNECT_MIN_MS;
         self.metrics.peers_up.add(1);
         for (pg, member) in self.members_on(at) {

@@ -49,6 +49,8 @@ pub(crate) struct Pg {
     pub(crate) primary: Option<Box<Primary>>,
     /// Client operations that wait for the PG to become active or to reach their epoch.
     pub(crate) queue: VecDeque<Key>,
+    /// The epoch under which its primary here has given it away: it is not to serve under that one again.
+    pub(crate) gave_away: Epoch,
     /// The control core has said that it is gone; the entry goes when nothing is in flight.
     pub(crate) gone: bool,
 }
@@ -63,6 +65,7 @@ impl Pg {
             locals: Vec::new(),
             primary: None,
             queue: VecDeque::new(),
+            gave_away: Epoch(0),
             gone: false,
         }
     }
@@ -145,6 +148,8 @@ pub(crate) struct MemberState {
     /// It refused something it should have been able to do; reported, a new epoch is due. The flag says
     /// whether its store failed altogether.
     pub(crate) desynced: Option<bool>,
+    /// The control core has been told that it is out of reach.
+    pub(crate) left_out: bool,
     /// The control core has been told that it has caught up.
     pub(crate) announced: bool,
     pub(crate) taught: Taught,
@@ -168,6 +173,7 @@ impl MemberState {
             retry_at: Mono(0),
             too_full: false,
             desynced: None,
+            left_out: false,
             announced: false,
             taught: Taught::No,
         }

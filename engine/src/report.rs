@@ -173,14 +173,14 @@ impl DataCore {
             match pg.primary.as_deref_mut() {
                 Some(primary) => {
                     for member in &mut primary.members {
-                        member.announced = false;
+                        (member.announced, member.left_out) = (false, false);
                         if let Some(failed) = member.desynced {
                             lost.push((primary.epoch, member.slice, failed));
                         }
                     }
                 }
                 None => {
-                    // A record names a slice of ours as primary that has failed.
+                    // A record names a slice of ours as primary that has failed, or given the PG away.
                     let record = pg.update.as_ref().map(|update| &update.record);
                     let named = record.and_then(|record| Some((record.epoch, record.primary?)));
                     if let Some((epoch, slice)) = named
@@ -188,6 +188,12 @@ impl DataCore {
                         && self.slices.get(at).is_some_and(|s| matches!(s.life, SliceLife::Failed(_)))
                     {
                         lost.push((epoch, slice, true));
+                    }
+                    if let Some((epoch, slice)) = named
+                        && pg.gave_away == epoch
+                        && pg.local(slice).is_some()
+                    {
+                        self.tell(CoreMsg::GivesAway { pg: id, epoch, slice });
                     }
                 }
             }

@@ -329,6 +329,10 @@ impl ControlCore {
                 let wish = if failed { Wish::Failed } else { Wish::OutOfSync };
                 self.wishes.add(pg, epoch, slice, wish);
             }
+            CoreMsg::Unreachable { pg, epoch, slice } => {
+                self.wishes.add(pg, epoch, slice, Wish::Unreachable);
+            }
+            CoreMsg::GivesAway { pg, epoch, slice } => self.wishes.add(pg, epoch, slice, Wish::GivesAway),
             CoreMsg::PeerRefused { node } => self.refused(env, node, true),
             CoreMsg::SliceStat { slice, stat, generation } => {
                 if let Some(why) = stat.state.strip_prefix("failed") {

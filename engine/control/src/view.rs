@@ -77,6 +77,7 @@ pub struct View {
     homes: BTreeMap<SliceId, Home>,
     pgs_of_slice: BTreeMap<SliceId, BTreeSet<PgId>>,
     dropped: Vec<SliceId>,
+    former_primary: Option<SliceId>,
 }
 
 fn parse<T: DeserializeOwned>(item: &KeyValue) -> Option<T> {
@@ -126,8 +127,10 @@ impl View {
     fn apply_pg(&mut self, name: &str, item: Option<&KeyValue>) -> Touched {
         let Some(pg) = key::parse_pg(name) else { return Touched::Other };
         self.dropped.clear();
+        self.former_primary = None;
         if let Some(old) = self.pgs.remove(&pg) {
             self.dropped.extend_from_slice(&old.record.acting);
+            self.former_primary = old.record.primary;
             for slice in slices_of(&old.record) {
                 if let Some(pgs) = self.pgs_of_slice.get_mut(&slice) {
                     pgs.remove(&pg);
@@ -275,6 +278,10 @@ impl View {
     /// The slices that left `acting` with the last change of a PG.
     pub fn dropped(&self) -> &[SliceId] {
         &self.dropped
+    }
+    /// The primary before the last change of a PG.
+    pub fn former_primary(&self) -> Option<SliceId> {
+        self.former_primary
     }
     /// Where a slice is.
     pub fn home(&self, slice: SliceId) -> Option<Home> {

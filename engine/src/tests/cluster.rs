@@ -62,6 +62,7 @@ pub(super) struct Cluster {
     pub(super) news_ns: u64,
     /// Of the pool.
     pub(super) copies: u8,
+    pub(super) min_copies: u8,
 }
 
 impl Cluster {
@@ -92,6 +93,7 @@ impl Cluster {
             lease_ms: 60_000,
             news_ns: 0,
             copies: 3,
+            min_copies: 1,
         };
         for node in 0..3 {
             cluster.prepare(node);
@@ -187,7 +189,7 @@ impl Cluster {
             id: PG.pool,
             name: "p".into(),
             copies: self.copies,
-            min_copies: 1,
+            min_copies: self.min_copies,
             pg_count: 1,
             failure_domain: Default::default(),
             removing: false,

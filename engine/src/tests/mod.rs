@@ -8,6 +8,7 @@ mod origins;
 mod peering;
 mod priority;
 mod random;
+mod reach;
 mod refusals;
 mod returning;
 mod scrub;

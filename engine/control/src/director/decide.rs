@@ -247,6 +247,10 @@ pub enum Wish {
     OutOfSync,
     /// Its store cannot serve.
     Failed,
+    /// The primary cannot reach it.
+    Unreachable,
+    /// It is the primary itself, which has stopped: it cannot reach enough of the others.
+    GivesAway,
 }
 
 /// The record after a primary's wish; `None` when it does not apply (any more). `own` is the process
@@ -273,7 +277,7 @@ pub fn fulfil(
         return Some(new); // no new epoch: nobody has to act differently
     }
     if slice == primary {
-        if wish == Wish::OutOfSync {
+        if !matches!(wish, Wish::Failed | Wish::GivesAway) {
             return None; // everybody is measured by the primary
         }
         // The wish is the consent: its core has stopped serving. It still holds every acknowledged write.
@@ -283,10 +287,16 @@ pub fn fulfil(
         new.acting.retain(|s| *s != slice);
         return Some(new);
     }
+    if wish == Wish::GivesAway {
+        return None;
+    }
     new.epoch = Epoch(epoch.0 + 1);
     new.in_sync.retain(|s| *s != slice);
-    if wish == Wish::Failed {
+    if matches!(wish, Wish::Failed | Wish::Unreachable) {
         new.acting.retain(|s| *s != slice);
+    }
+    if wish == Wish::Unreachable && new.acting.len() < usize::from(pool.min_copies.max(1)) {
+        return None; // it may well be the primary that is cut off: not for it to end the PG's service
     }
     if new.acting.len() < usize::from(pool.min_copies.max(1)) {
         // Below the minimum nothing is served. The primary's process stays named: it may come back to

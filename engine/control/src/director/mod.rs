@@ -9,6 +9,7 @@
 mod bundle;
 pub mod decide;
 pub mod handover;
+pub mod hold;
 
 use crate::planted::{Bug, Planted};
 use crate::view::{PgEntry, Touched, View};
@@ -17,6 +18,7 @@ pub use bundle::put_record;
 use bundle::Bundle;
 use decide::{Situation, begin_hand_over};
 use handover::{Halfway, HandOvers, Why};
+use hold::Holds;
 use placement::{Assigner, LOOKS_PER_STEP, Node, PgRecord, PlacementError, Pool, Rule, Topology, key};
 use reactor::Mono;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,8 +38,6 @@ pub const PGS_PER_STEP: usize = 128;
 /// cluster that restarts comes up in one piece instead of degrading PG by PG. One time to live of a
 /// lease: nobody is removed earlier after a change of leader anyway.
 pub const SETTLE_MS: u64 = 1_000;
-/// How long a live member that a primary has thrown out stays out, in milliseconds.
-pub const HOLD_MS: u64 = 5_000;
 /// Pause after the metadata store could not take a transaction, in milliseconds.
 const RETRY_MS: u64 = 20;
 
@@ -93,7 +93,7 @@ struct Leading {
     retarget: BTreeSet<PoolId>,
     targets: BTreeMap<PoolId, Vec<Vec<SliceId>>>,
     problems: BTreeMap<PoolId, PlacementError>,
-    held: BTreeMap<(PgId, SliceId), Mono>,
+    holds: Holds,
     hand_overs: HandOvers,
     in_flight: BTreeMap<u64, Batch>,
     busy: BTreeSet<PgId>,
@@ -149,7 +149,7 @@ impl Director {
             retarget: view.pools().keys().copied().collect(),
             targets: BTreeMap::new(),
             problems: BTreeMap::new(),
-            held: BTreeMap::new(),
+            holds: Holds::default(),
             hand_overs: HandOvers::new(now),
             in_flight: BTreeMap::new(),
             busy: BTreeSet::new(),
@@ -180,6 +180,10 @@ impl Director {
                 }
                 if before.is_some() && session.is_some() && session != before {
                     leading.restarted.append(&mut pgs.clone());
+                }
+                if session.is_some() && session != before {
+                    let there = |slice: SliceId| view.home(slice).is_some_and(|home| home.node == node);
+                    leading.holds.release(there);
                 }
                 if session.is_none() {
                     leading.lost.insert(node);
@@ -228,12 +232,7 @@ impl Director {
             leading.dirty_pools.extend(view.pools().keys());
         }
         leading.dirty.extend(leading.hand_overs.due(now));
-        let expired: Vec<(PgId, SliceId)> =
-            leading.held.iter().filter(|(_, until)| **until <= now).map(|(key, _)| *key).collect();
-        for key in expired {
-            leading.held.remove(&key);
-            leading.dirty.insert(key.0);
-        }
+        leading.dirty.extend(leading.holds.due(now));
     }
 
     /// The transactions that are due. Bounded work; call again when `has_work`.
@@ -352,6 +351,7 @@ impl Leading {
         self.dirty.insert(pg);
         let Some(entry) = view.pgs().get(&pg) else {
             self.hand_overs.forget(pg);
+            self.holds.forget(pg);
             self.restarted.remove(&pg);
             self.dirty_pools.insert(pg.pool);
             return;
@@ -361,8 +361,7 @@ impl Leading {
         }
         for slice in view.dropped() {
             if entry.record.target.contains(slice) && view.up(*slice).is_some() {
-                // Not longer when it is left out because it is held.
-                self.held.entry((pg, *slice)).or_insert_with(|| now.plus_ms(HOLD_MS));
+                self.holds.dropped(pg, *slice, view.former_primary(), now);
             }
         }
     }
@@ -465,8 +464,7 @@ impl Leading {
         let placed = self.targets.get(&pg.pool).and_then(|t| t.get(pg.index as usize));
         let entry = view.pgs().get(&pg);
         let target = placed.cloned().or_else(|| Some(entry?.record.target.clone()))?;
-        let held = self.held.range((pg, SliceId(0))..=(pg, SliceId(u64::MAX)));
-        let mut held: BTreeSet<SliceId> = held.map(|((_, slice), _)| *slice).collect();
+        let mut held = self.holds.of(pg, entry.map(|entry| &entry.record), now);
         let mut consent = false;
         if let Some(primary) = entry.and_then(|e| e.record.primary)
             && view.home(primary).is_some_and(|home| self.unreachable.contains(&home.node))

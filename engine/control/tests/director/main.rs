@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests
 
 mod random;
+mod reach;
 mod world;
 
 use control::Planted;

@@ -27,6 +27,8 @@ enum Step {
     Copies(u8),
 }
 
+const WISHES: [Wish; 5] = [Wish::InSync, Wish::OutOfSync, Wish::Failed, Wish::Unreachable, Wish::GivesAway];
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let node = 1u64..6;
     let scopes = [None, Some(DrainScope::Primaries), Some(DrainScope::Everything)];
@@ -38,7 +40,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (node.clone(), scope).prop_map(|(node, scope)| Step::Drain(node, scope)),
         2 => node.prop_map(Step::Leave),
         1 => (1u8..4).prop_map(Step::Copies),
-        5 => (0..PGS, 0usize..5, 0u8..3).prop_map(|(pg, member, wish)| Step::Wish(pg, member, wish)),
+        5 => (0..PGS, 0usize..5, 0u8..5).prop_map(|(pg, member, wish)| Step::Wish(pg, member, wish)),
         1 => Just(Step::Leader),
         4 => (50u64..3000).prop_map(Step::Advance),
         2 => Just(Step::Late),
@@ -57,7 +59,7 @@ fn run(world: &mut World, nodes: u64, step: Step) {
         Step::Expire(id) if id <= nodes => world.expire(id),
         Step::Register(id) if id <= nodes => world.register(id),
         Step::Wish(index, member, wish) => {
-            let wish = [Wish::InSync, Wish::OutOfSync, Wish::Failed][usize::from(wish)];
+            let wish = WISHES[usize::from(wish) % WISHES.len()];
             world.wish(PgId { pool: POOL, index }, member, wish);
         }
         Step::Leader => {
