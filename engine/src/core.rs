@@ -231,8 +231,13 @@ impl DataCore {
     }
 
     fn timer(&mut self, env: &mut dyn Env) {
-        self.armed = None;
         let now = env.now();
+        // One that an earlier timer has replaced: were each of them to arm the next one, there would be more and
+        // more, until the core did nothing else.
+        if self.armed.is_some_and(|armed| now < armed) {
+            return;
+        }
+        self.armed = None;
         let mut next = self.retry_peers(env);
         self.retry_activates(env);
         if now >= self.housekeeping_at {

@@ -19,6 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use wire::{OBJECT_BLOCKS, ObjectId, PgId, SliceId};
 
+/// How long after healing everybody knows the records as they are: a lease's time and some elections.
+const HEARD_NS: u64 = 5 * SEC;
+
 /// A kind of blow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Blow {
@@ -102,11 +105,6 @@ impl Plan {
     pub fn hurts_media(&self) -> bool {
         matches!(self.blow, Blow::Rot | Blow::Structures | Blow::WriteFaults)
     }
-
-    /// Whether PGs may stay without a primary, or unclean: something is lost for good. An old disk is whole.
-    fn may_stay_unclean(&self) -> bool {
-        !matches!(self.blow, Blow::OneBack | Blow::AllBack)
-    }
 }
 
 /// What the blow needs to know while the run goes on.
@@ -156,12 +154,9 @@ impl Beyond {
     /// Slices that have lost something for good.
     fn lost(&self, cluster: &Cluster) -> BTreeSet<SliceId> {
         let disks = self.disks(cluster);
+        // An old disk is whole, and refused all the same when the cluster remembers a younger generation of it.
         let lost = cluster.slices().into_iter().filter(|(disk, _)| disks.contains(disk));
-        if self.plan.may_stay_unclean() {
-            lost.map(|(_, entry)| entry.slice).collect()
-        } else {
-            BTreeSet::new()
-        }
+        lost.map(|(_, entry)| entry.slice).collect()
     }
 
     fn rot(&mut self, cluster: &mut Cluster, any_kind: bool) {
@@ -284,7 +279,12 @@ impl World {
         self.nemesis.heal_all_but_disks(&mut self.cluster);
         self.revive_all();
         self.cluster.desk.mode.set(Mode::Drain);
+        // The board hears of things through a node that may only just have woken.
+        let heard = self.cluster.universe.now + HEARD_NS;
         self.wait(CONVERGE_LIMIT_NS, |cluster| {
+            if cluster.universe.now < heard {
+                return Some("news".to_owned());
+            }
             let busy: usize = cluster.desk.busy.borrow().iter().sum();
             let unclean = || cluster.board.borrow().unclean(cluster.options.pg_count as usize);
             if busy > 0 { Some(format!("{busy} operations")) } else { unclean() }
