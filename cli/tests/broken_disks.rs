@@ -60,7 +60,10 @@ fn a_disk_that_is_cut_short_goes_out_and_its_node_serves_from_the_other() {
     load.more(300);
     let disk = cluster.fleet.nodes[1].more_disks[0].clone();
     OpenOptions::new().write(true).open(&disk).unwrap().set_len(1 << 20).unwrap();
-    // What of it is noticed first, a read behind the end or blocks that read as zeroes, is chance.
+    // A file grows again when something is written behind its end: only who reads notices, and clients read from
+    // primaries. What of it is noticed first, a read behind the end or blocks that read as zeroes, is chance.
+    let asked = cluster.command(&["pg", "scrub", "--deep", "--pool", "p"]).output().unwrap();
+    println!("{}", String::from_utf8_lossy(&asked.stdout));
     goes_out(cluster, load, &disk, "");
 }
 
