@@ -234,6 +234,12 @@ impl Rig {
         Ok(node.disk.clone())
     }
 
+    /// A node's metadata region.
+    pub fn meta(&self, index: usize) -> Result<PathBuf, ChaosError> {
+        let node = self.fleet.nodes.get(index).ok_or(CliError::NoCluster)?;
+        Ok(node.dir.join("meta"))
+    }
+
     /// Replaces a stopped node's disk by a new, empty one.
     pub fn replace_disk(&mut self, index: usize) -> Result<(), ChaosError> {
         let disk = self.disk(index)?;

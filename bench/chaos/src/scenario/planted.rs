@@ -11,7 +11,7 @@ fn without_fio(_: &Form) -> Setting {
 /// All disks forget.
 pub const ROLLED_BACK: Scenario = Scenario {
     name: "rolled_back",
-    about: "all disks are put back to what they held some writes ago: acknowledged writes are gone",
+    about: "all nodes are put back to what they held some writes ago: acknowledged writes are gone",
     needs_links: false,
     setting: without_fio,
     run: rolled_back,
@@ -27,8 +27,9 @@ fn rolled_back(stage: &mut Stage) -> Result<(), ChaosError> {
         stage.rig.kill(index)?;
     }
     for &index in &all {
-        let disk = stage.rig.disk(index)?;
-        copy(&disk, &disk.with_extension("old"))?;
+        for file in memory_of(stage, index)? {
+            copy(&file, &file.with_extension("old"))?;
+        }
     }
     stage.rig.start_nodes(&all)?;
     stage.operations(600)?;
@@ -37,9 +38,15 @@ fn rolled_back(stage: &mut Stage) -> Result<(), ChaosError> {
         stage.rig.kill(index)?;
     }
     for &index in &all {
-        let disk = stage.rig.disk(index)?;
-        copy(&disk.with_extension("old"), &disk)?;
+        for file in memory_of(stage, index)? {
+            copy(&file.with_extension("old"), &file)?;
+        }
     }
     stage.rig.start_nodes(&all)?;
     stage.operations(300)
+}
+
+/// A node's disk and its metadata: a cluster that remembered more than its disks would refuse them.
+fn memory_of(stage: &Stage, index: usize) -> Result<[std::path::PathBuf; 2], ChaosError> {
+    Ok([stage.rig.meta(index)?, stage.rig.disk(index)?])
 }
