@@ -151,11 +151,13 @@ fn a_voter_that_answers_garbage_is_left_for_another() {
     let count = |one: &Babbler| one.answered.load(std::sync::atomic::Ordering::Relaxed);
     let answered = || count(&babbler) + count(&other);
     wait_until("the node to be served by the good voter", || up() == 4);
-    // Whichever it asked first: the command line asks the babbler too, and goes on to the next.
+    // Whom one asks first is drawn: the command line is asked until it has met the babbler, and always answers.
     let both = format!("{},{}", babbler.at, cluster.fleet.nodes[0].control);
-    let output = Command::new(common::binary()).args(["--cluster", &both, "status"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(answered() > 0, "somebody has asked it");
+    wait_until("somebody to ask the babbler", || {
+        let output = Command::new(common::binary()).args(["--cluster", &both, "status"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        answered() > 0
+    });
     child.kill().unwrap();
     child.wait().unwrap();
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::TestCluster;
+use common::{TestCluster, wait_until};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -79,16 +79,24 @@ fn trims_and_flushes_are_performed() {
 #[test]
 fn a_full_cluster_is_an_error_or_waited_for_as_the_job_says() {
     let cluster = TestCluster::with_image(1, 256 << 20);
+    fio_ok(&cluster, &["--image=i", "--rw=write", "--bs=1m", "--iodepth=2", "--size=64m"]);
+    // Only then do the thresholds come: how fast the nodes hear of the space used is not asked here.
     for (name, value) in [("nearfull", "3%"), ("backfillfull", "3%"), ("full", "3%")] {
         cluster.ok(&["set", name, value]);
     }
-    let job = ["--image=i", "--rw=write", "--bs=1m", "--iodepth=2", "--time_based", "--runtime=60"];
+    wait_until("status to say that it is full", || cluster.ok(&["status", "--json"]).contains("reached 3%, full"));
+    fio_ok(&cluster, &["--image=i", "--rw=write", "--bs=1m", "--iodepth=2", "--size=64m"]);
     let flag = cluster.fleet.cluster_flag();
-    let output = fio(&flag, &job);
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), common::said(&output));
-    assert!(!output.status.success() && text.contains("No space left"), "{text}");
+    let write = ["--image=i", "--rw=write", "--bs=1m", "--iodepth=2"];
+    // Status knows a moment before the slices' primaries do.
+    let refused = (64..192).step_by(4).map(|mib| format!("--offset={mib}m")).find_map(|offset| {
+        let output = fio(&flag, &[&write[..], &[&offset, "--size=4m"]].concat());
+        (!output.status.success())
+            .then(|| format!("{}{}", String::from_utf8_lossy(&output.stdout), common::said(&output)))
+    });
+    assert!(refused.as_ref().is_some_and(|text| text.contains("No space left")), "{refused:?}");
     // One that waits gets through when the threshold is raised.
-    let waits = [&["--image=i", "--rw=write", "--bs=1m", "--iodepth=2"][..], &["--full=wait"]].concat();
+    let waits = [&write[..], &["--offset=192m", "--size=64m", "--full=wait"]].concat();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| fio(&flag, &waits));
         cluster.ok(&["unset", "full"]);
