@@ -84,7 +84,9 @@ fn a_full_cluster_is_an_error_or_waited_for_as_the_job_says() {
     for (name, value) in [("nearfull", "3%"), ("backfillfull", "3%"), ("full", "3%")] {
         cluster.ok(&["set", name, value]);
     }
-    wait_until("status to say that it is full", || cluster.ok(&["status", "--json"]).contains("reached 3%, full"));
+    wait_until("status to say that it is full", || {
+        cluster.ok(&["status", "--json"]).contains("reached 3%, full")
+    });
     fio_ok(&cluster, &["--image=i", "--rw=write", "--bs=1m", "--iodepth=2", "--size=64m"]);
     let flag = cluster.fleet.cluster_flag();
     let write = ["--image=i", "--rw=write", "--bs=1m", "--iodepth=2"];

@@ -14,7 +14,8 @@ use crate::slab::Key;
 use crate::slices::SliceLife;
 use placement::PgRecord;
 use reactor::{Env, Mono};
-use wire::{Epoch, PgId, SliceId, Status};
+use std::collections::BTreeSet;
+use wire::{Epoch, PgId, PoolId, SliceId, Status};
 
 impl DataCore {
     pub(crate) fn pg_entry(&mut self, id: PgId) -> Option<Key> {
@@ -78,9 +79,17 @@ impl DataCore {
             .filter(|(_, pg)| pg.gone && pg.locals.iter().all(|local| local.inflight == 0))
             .map(|(key, pg)| (key, pg.id))
             .collect();
-        for (key, id) in gone {
-            self.pgs.remove(key);
-            self.pg_index.remove(&id);
+        for (key, id) in &gone {
+            self.pgs.remove(*key);
+            self.pg_index.remove(id);
+        }
+        if gone.is_empty() {
+            return;
+        }
+        // What slices keep for pools that have no PG here any more.
+        let pools: BTreeSet<PoolId> = self.pgs.iter().map(|(_, pg)| pg.id.pool).collect();
+        for store in self.slices.iter_mut().filter_map(|slice| slice.store.as_mut()) {
+            store.track_only(|pool| pools.contains(&pool));
         }
     }
 

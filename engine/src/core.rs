@@ -232,9 +232,9 @@ impl DataCore {
 
     fn timer(&mut self, env: &mut dyn Env) {
         let now = env.now();
-        // One that an earlier timer has replaced: were each of them to arm the next one, there would be more and
-        // more, until the core did nothing else.
-        if self.armed.is_some_and(|armed| now < armed) {
+        // Timers cannot be cancelled: one that was armed before an earlier one still comes. Were each of them to arm
+        // the next one, there would be more and more, until the core did nothing else.
+        if self.armed.is_none_or(|due| now < due) {
             return;
         }
         self.armed = None;

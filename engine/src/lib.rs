@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod msg;
 mod op;
 mod origins;
+mod payload;
 mod peer;
 mod peering;
 mod pg;

@@ -10,7 +10,7 @@ use crate::slab::Key;
 use placement::pg_of;
 use reactor::{Env, Frame};
 use store::{ListCursor, Presence};
-use wire::{FrameKind, Header, ListEntry};
+use wire::{FrameKind, ListEntry};
 
 impl DataCore {
     /// Appends a page of the primary's own objects; where the next one begins.
@@ -92,18 +92,11 @@ impl DataCore {
         cursor: u32,
         buckets: u64,
     ) {
-        let Some(pg) = self.pgs.get(key) else { return };
-        let Some(primary) = pg.primary.as_deref() else { return };
-        let Some(member) = primary.members.get(index) else { return };
-        let mut header = Header::new(FrameKind::List, key.tagged(class));
-        header.pg = pg.id;
-        header.object.pool = pg.id.pool;
-        header.epoch = primary.epoch;
-        header.slice = member.slice;
-        header.primary = primary.slice;
+        let Some((peer, mut header)) = self.question(key, index, FrameKind::List, key.tagged(class)) else {
+            return;
+        };
         header.block = cursor;
         header.origin = buckets;
-        let peer = member.peer;
         self.send_peer_header(env, peer, header);
     }
 
@@ -111,8 +104,9 @@ impl DataCore {
         let header = &frame.header;
         // `request` tells the PG, not the page: the reply names the page it answers.
         let Ok(cursor) = u32::try_from(header.version.counter) else { return };
-        let Some(index) = self.expected(env, key, frame, Listing::Running { cursor }) else { return };
-        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
+        let Some((index, bytes)) = self.expected(env, key, frame, Listing::Running { cursor }) else {
+            return;
+        };
         let Some(entries) = ListEntry::decode_all(bytes) else { return self.resync_link(env, key, index) };
         let Some(primary) = self.pgs.get_mut(key).and_then(|pg| pg.primary.as_deref_mut()) else { return };
         let own_store = self.slices.get(primary.at).and_then(|slice| slice.store.as_ref());

@@ -442,7 +442,7 @@ impl DataCore {
         header.block = next.map_or(0, |cursor| cursor.0);
         header.blocks = u16::from(next.is_some());
         self.metrics.op(OpClass::List).done(Status::Ok, bytes.len() as u64, started, env.now());
-        self.answer_list(env, conn, header, &bytes);
+        self.answer_entries(env, conn, header, &bytes);
     }
 
     /// A primary asks for a promise. Only a record can tell that there is such an epoch and who its primary is:

@@ -6,15 +6,16 @@
 //! A member that has restarted is taught by its primary; a primary that has restarted asks its members.
 
 use crate::core::DataCore;
+use crate::payload::{attach, bytes_of};
 use crate::peer::request;
 use crate::pg::{Link, Listing, Phase, Taught};
 use crate::planted::Bug;
 use crate::slab::Key;
-use reactor::{ConnId, Env, Frame, IoBuf};
+use reactor::{ConnId, Env, Frame};
 use std::collections::VecDeque;
 use wire::OriginEntry;
 use wire::frame::FLAG_RECOVERY;
-use wire::{BlockCrcs, FrameKind, Header, ObjectId, Status, Version, block_crc};
+use wire::{BlockCrcs, FrameKind, Header, ObjectId, Status, Version};
 
 /// Changes remembered per copy of a PG. A primary has at most `CLIENT_OPS_MAX` (as many) under way when it
 /// dies, so all of them are known to the next one; a change that is sent again later than this many others
@@ -129,22 +130,9 @@ impl Origins {
     }
 }
 
-/// A list of entries as the payload of `header`. Without memory for it the frame says nothing.
-fn attach(mut header: Header, bytes: &[u8]) -> Option<Frame> {
-    let (mut crcs, mut payload) = (BlockCrcs::default(), None);
-    if !bytes.is_empty() {
-        payload = Some(IoBuf::copy_of(bytes).ok()?);
-        crcs = BlockCrcs::one(block_crc(bytes));
-    }
-    header.payload_len = bytes.len() as u32;
-    Some(Frame { header, crcs, payload })
-}
-
 /// The entries of a frame; `None` when they are damaged.
 fn entries_of(frame: &Frame) -> Option<Vec<OriginEntry>> {
-    let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
-    let intact = bytes.is_empty() || frame.crcs.as_slice() == [block_crc(bytes)];
-    let entries = intact.then(|| OriginEntry::decode_all(bytes)).flatten()?;
+    let entries = OriginEntry::decode_all(bytes_of(frame)?)?;
     Some(entries.take(ORIGINS_PER_PG_MAX).collect())
 }
 

@@ -12,7 +12,7 @@ use crate::slab::Key;
 use reactor::{CloseReason, ConnId, Env, Frame, Framing, Mono};
 use std::net::SocketAddr;
 use wire::control::{Hello, Role};
-use wire::{BlockCrcs, FrameKind, NodeId, SessionId};
+use wire::{BlockCrcs, FrameKind, Header, NodeId, SessionId};
 
 /// Classes of request numbers (top byte).
 pub(crate) mod request {
@@ -290,6 +290,26 @@ impl DataCore {
         }
     }
 
+    /// Where a member of a PG is reached, and a header that asks it something as the PG's primary.
+    pub(crate) fn question(
+        &self,
+        key: Key,
+        index: usize,
+        kind: FrameKind,
+        request: u64,
+    ) -> Option<(usize, Header)> {
+        let pg = self.pgs.get(key)?;
+        let primary = pg.primary.as_deref()?;
+        let member = primary.members.get(index)?;
+        let mut header = Header::new(kind, request);
+        header.pg = pg.id;
+        header.object.pool = pg.id.pool;
+        header.epoch = primary.epoch;
+        header.slice = member.slice;
+        header.primary = primary.slice;
+        Some((member.peer, header))
+    }
+
     /// Sends a frame to a member's core if it is connected.
     pub(crate) fn send_peer(&mut self, env: &mut dyn Env, peer: usize, frame: Frame) {
         if let Some(PeerState::Up(conn)) = self.peers.get(peer).map(|peer| peer.state) {
@@ -298,7 +318,7 @@ impl DataCore {
     }
 
     /// The same for a frame without payload.
-    pub(crate) fn send_peer_header(&mut self, env: &mut dyn Env, peer: usize, header: wire::Header) {
+    pub(crate) fn send_peer_header(&mut self, env: &mut dyn Env, peer: usize, header: Header) {
         self.send_peer(env, peer, Frame { header, crcs: BlockCrcs::default(), payload: None });
     }
 }

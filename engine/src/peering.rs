@@ -13,14 +13,15 @@
 use crate::config::{LOOKUP_OBJECTS, SCAN_SLOTS_PER_STEP, SCAN_STEPS_PER_EVENT};
 use crate::core::DataCore;
 use crate::op::{OpKind, Stage};
+use crate::payload::{attach, bytes_of};
 use crate::peer::request;
 use crate::pg::{Link, Listing, MemberState, Phase};
 use crate::planted::Bug;
 use crate::slab::Key;
-use reactor::{ConnId, Env, Frame, IoBuf};
+use reactor::{ConnId, Env, Frame};
 use std::collections::BTreeMap;
 use store::{DIGEST_BUCKETS, Digests, Group, Presence, bucket_of, digest_of};
-use wire::{BlockCrcs, FrameKind, Header, ListEntry, LookupEntry, ObjectId, PgId, Status, block_crc};
+use wire::{FrameKind, Header, ListEntry, LookupEntry, ObjectId, PgId, Status};
 
 /// What an entry of a list says.
 pub(crate) fn presence_of(entry: &ListEntry) -> Presence {
@@ -50,13 +51,10 @@ fn decode(bytes: &[u8]) -> Option<Digests> {
 impl MemberState {
     /// An object on both sides; a difference goes from the digests into `missing`.
     pub(crate) fn compare(&mut self, object: ObjectId, own: Presence, theirs: Presence) {
-        if own != theirs && self.missing.insert(object) {
-            self.settle(object, own, theirs);
-        }
-    }
-
-    fn settle(&mut self, object: ObjectId, own: Presence, theirs: Presence) {
-        if let Some(digest) = self.diff.get_mut(bucket_of(object)) {
+        if own != theirs
+            && self.missing.insert(object)
+            && let Some(digest) = self.diff.get_mut(bucket_of(object))
+        {
             *digest ^= digest_of(object, own) ^ digest_of(object, theirs);
         }
     }
@@ -181,36 +179,24 @@ impl DataCore {
         number: u32,
         bytes: &[u8],
     ) {
-        let Some(pg) = self.pgs.get(key) else { return };
-        let Some(primary) = pg.primary.as_deref() else { return };
-        let Some(member) = primary.members.get(index) else { return };
-        let mut header = Header::new(kind, key.tagged(request::LIST));
-        header.pg = pg.id;
-        header.object.pool = pg.id.pool;
-        header.epoch = primary.epoch;
-        header.slice = member.slice;
-        header.primary = primary.slice;
+        let request = key.tagged(request::LIST);
+        let Some((peer, mut header)) = self.question(key, index, kind, request) else { return };
         header.block = number;
-        header.payload_len = bytes.len() as u32;
-        let peer = member.peer;
-        let (mut crcs, mut payload) = (BlockCrcs::default(), None);
-        if !bytes.is_empty() {
-            let Ok(copy) = IoBuf::copy_of(bytes) else { return self.resync_link(env, key, index) };
-            payload = Some(copy);
-            crcs = BlockCrcs::one(block_crc(bytes));
+        match attach(header, bytes) {
+            Some(frame) => self.send_peer(env, peer, frame),
+            None => self.resync_link(env, key, index),
         }
-        self.send_peer(env, peer, Frame { header, crcs, payload });
     }
 
-    /// Whether a reply answers what this primary asks of that member now: the member's number, or what is to
-    /// be done instead.
-    pub(crate) fn expected(
+    /// A reply that answers what this primary asks of that member now: the member's number, and the payload. Any
+    /// other is seen to here.
+    pub(crate) fn expected<'a>(
         &mut self,
         env: &mut dyn Env,
         key: Key,
-        frame: &Frame,
+        frame: &'a Frame,
         asked: Listing,
-    ) -> Option<usize> {
+    ) -> Option<(usize, &'a [u8])> {
         let header = &frame.header;
         let primary = self.primary(key)?;
         let (epoch, phase) = (primary.epoch, primary.phase);
@@ -223,21 +209,18 @@ impl DataCore {
         if header.epoch != epoch || phase != Phase::Comparing || listing != asked {
             return None;
         }
-        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
-        let intact = bytes.is_empty() || frame.crcs.as_slice() == [block_crc(bytes)];
-        if header.status != Status::Ok || !intact {
+        let Some(bytes) = bytes_of(frame).filter(|_| header.status == Status::Ok) else {
             tracing::warn!(pg = %header.pg, slice = %header.slice, status = %header.status, "comparing failed");
             self.resync_link(env, key, index);
             return None;
-        }
-        Some(index)
+        };
+        Some((index, bytes))
     }
 
     /// A member's digests.
     pub(crate) fn digests_reply(&mut self, env: &mut dyn Env, key: Key, frame: &Frame) {
-        let Some(index) = self.expected(env, key, frame, Listing::Digests) else { return };
-        let theirs = frame.payload.as_ref().and_then(|payload| decode(payload.as_slice()));
-        let Some(theirs) = theirs else { return self.resync_link(env, key, index) };
+        let Some((index, bytes)) = self.expected(env, key, frame, Listing::Digests) else { return };
+        let Some(theirs) = decode(bytes) else { return self.resync_link(env, key, index) };
         let Some((id, at)) = self.pgs.get(key).and_then(|pg| Some((pg.id, pg.primary.as_ref()?.at))) else {
             return;
         };
@@ -257,14 +240,15 @@ impl DataCore {
         if own == theirs {
             self.metrics.compared_by_digest.add(1);
             self.compared(env, key, index);
+        } else if empty {
+            self.differs(env, key, index);
         } else {
-            self.look_up(env, key, index, if empty { usize::MAX } else { 0 });
+            self.look_up(env, key, index, 0);
         }
     }
 
     /// Asks a member for the next objects of the history in buckets that differ, from hint `from` on.
     fn look_up(&mut self, env: &mut dyn Env, key: Key, index: usize, from: usize) {
-        let trust = self.bug(Bug::TrustHistory);
         let Some(primary) = self.primary_mut(key) else { return };
         let hints = primary.hints.as_deref().unwrap_or(&[]);
         let Some(member) = primary.members.get_mut(index) else { return };
@@ -283,11 +267,19 @@ impl DataCore {
             member.listing = Listing::Looking { from: at };
             return self.ask_again(env, key, index);
         }
-        member.asked = Vec::new();
-        if trust {
+        self.differs(env, key, index);
+    }
+
+    /// The history does not explain all of a member's difference: the buckets with the rest of it are listed.
+    fn differs(&mut self, env: &mut dyn Env, key: Key, index: usize) {
+        if self.bug(Bug::TrustHistory) {
             return self.compared(env, key, index);
         }
-        member.mask = unexplained;
+        let Some(member) = self.primary_mut(key).and_then(|primary| primary.members.get_mut(index)) else {
+            return;
+        };
+        member.asked = Vec::new();
+        member.mask = member.unexplained();
         member.listing = Listing::Differs;
         self.metrics.compared_by_list.add(1);
         self.advance(env, key);
@@ -296,8 +288,7 @@ impl DataCore {
     /// What a member holds of the objects that it was asked for.
     pub(crate) fn lookup_reply(&mut self, env: &mut dyn Env, key: Key, frame: &Frame) {
         let from = frame.header.version.counter as usize;
-        let Some(index) = self.expected(env, key, frame, Listing::Looking { from }) else { return };
-        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
+        let Some((index, bytes)) = self.expected(env, key, frame, Listing::Looking { from }) else { return };
         let Some(entries) = ListEntry::decode_all(bytes) else { return self.resync_link(env, key, index) };
         let theirs: BTreeMap<ObjectId, Presence> =
             entries.map(|entry| (entry.object, presence_of(&entry))).collect();
@@ -358,15 +349,14 @@ impl DataCore {
             Some(group) => encode(&group.digests),
             None => return self.answer_status(env, conn, request, Status::NotActive),
         };
-        self.answer_list(env, conn, request.reply(FrameKind::SubDigestsReply, Status::Ok), &bytes);
+        self.answer_entries(env, conn, request.reply(FrameKind::SubDigestsReply, Status::Ok), &bytes);
     }
 
     /// The member's side: what it holds of some objects.
     pub(crate) fn tell_objects(&mut self, env: &mut dyn Env, conn: ConnId, at: usize, frame: &Frame) {
         let request = &frame.header;
-        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
-        let intact = frame.crcs.as_slice() == [block_crc(bytes)];
-        let asked = LookupEntry::decode_all(bytes).filter(|_| intact);
+        let bytes = bytes_of(frame).filter(|bytes| !bytes.is_empty());
+        let asked = bytes.and_then(LookupEntry::decode_all);
         let (Some(asked), Some(store)) = (asked, self.store_ref(at)) else {
             tracing::warn!("connection of a peer closed: damaged list of objects");
             return self.drop_inbound(env, conn, false);
@@ -383,23 +373,6 @@ impl DataCore {
         }
         let mut reply = request.reply(FrameKind::SubLookupReply, Status::Ok);
         reply.version.counter = u64::from(request.block);
-        self.answer_list(env, conn, reply, &held);
-    }
-
-    /// Answers with entries as the payload, or with `Busy` when there is no memory for them.
-    pub(crate) fn answer_list(&mut self, env: &mut dyn Env, conn: ConnId, mut reply: Header, bytes: &[u8]) {
-        let (mut crcs, mut payload) = (BlockCrcs::default(), None);
-        if !bytes.is_empty() {
-            match IoBuf::copy_of(bytes) {
-                Ok(copy) => payload = Some(copy),
-                Err(_) => reply.status = Status::Busy,
-            }
-            crcs = BlockCrcs::one(block_crc(bytes));
-        }
-        if payload.is_none() {
-            crcs = BlockCrcs::default();
-        }
-        reply.payload_len = payload.as_ref().map_or(0, IoBuf::len) as u32;
-        self.send(env, conn, Frame { header: reply, crcs, payload });
+        self.answer_entries(env, conn, reply, &held);
     }
 }

@@ -13,6 +13,7 @@ use crate::config::*;
 use crate::core::{DataCore, Life, ticket};
 use crate::msg::{CoreMsg, ScrubReport};
 use crate::op::{Exclusive, LOCAL};
+use crate::payload::bytes_of;
 use crate::peer::request;
 use crate::pg::{Link, Listing, MemberState, Phase};
 use crate::planted::Bug;
@@ -23,8 +24,7 @@ use reactor::{Env, Frame, Mono};
 use std::collections::VecDeque;
 use store::{ObjectData, Presence, StoreError};
 use wire::{
-    BLOCK_BYTES, BlockCrcs, Epoch, FrameKind, Header, Holds, ListEntry, ObjectId, PgId, Status, VerifyEntry,
-    block_crc,
+    BLOCK_BYTES, Epoch, FrameKind, Header, Holds, ListEntry, ObjectId, PgId, Status, VerifyEntry, block_crc,
 };
 
 /// What a light check costs of the rate: a message to each member.
@@ -235,10 +235,8 @@ impl DataCore {
         if index != Some(asked) || header.version.counter != u64::from(cursor) {
             return;
         }
-        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
-        let intact = bytes.is_empty() || frame.crcs.as_slice() == [block_crc(bytes)];
-        let entries = ListEntry::decode_all(bytes).filter(|_| intact && header.status == Status::Ok);
-        let Some(entries) = entries else {
+        let bytes = bytes_of(frame).filter(|_| header.status == Status::Ok);
+        let Some(entries) = bytes.and_then(ListEntry::decode_all) else {
             // Refused, or damaged on its way: what only this member has is for the next scrub to find.
             run.source = Source::Member(asked + 1, 0, false);
             if header.status == Status::StaleEpoch && header.epoch > epoch {
@@ -335,20 +333,13 @@ impl DataCore {
         let Some(check) = self.scrubs.checks.get(key).filter(|check| check.waiting >> index & 1 == 1) else {
             return;
         };
-        let Some(pg) = self.pgs.get(check.pg) else { return };
-        let Some(primary) = pg.primary.as_deref() else { return };
-        let Some(member) = primary.members.get(index).filter(|member| member.link == Link::Up) else {
-            return;
-        };
-        let mut header = Header::new(FrameKind::SubVerify, key.tagged(request::VERIFY));
-        header.pg = pg.id;
-        header.epoch = primary.epoch;
+        let up = self.primary(check.pg).and_then(|primary| primary.members.get(index)).map(|m| m.link);
+        let request = key.tagged(request::VERIFY);
+        let question = self.question(check.pg, index, FrameKind::SubVerify, request);
+        let Some((peer, mut header)) = question.filter(|_| up == Some(Link::Up)) else { return };
         header.object = check.object;
         header.blocks = u16::from(check.depth == ScrubDepth::Deep);
         header.block = piece(check.from);
-        header.slice = member.slice;
-        header.primary = primary.slice;
-        let peer = member.peer;
         self.send_peer_header(env, peer, header);
     }
 
@@ -399,12 +390,10 @@ impl DataCore {
         if check.waiting & bit == 0 {
             return;
         }
-        let bytes = frame.payload.as_ref().map_or(&[][..], |payload| payload.as_slice());
         match header.status {
             Status::Ok => {
-                let intact = frame.crcs.as_slice() == [block_crc(bytes)];
                 // One that is damaged or no entry says nothing of the copy.
-                if let Some(entry) = VerifyEntry::decode(bytes).filter(|_| intact) {
+                if let Some(entry) = bytes_of(frame).and_then(VerifyEntry::decode) {
                     check.members.push((index, Ok(entry)));
                 }
             }
@@ -561,12 +550,6 @@ impl DataCore {
     ) {
         let mut bytes = Vec::with_capacity(VerifyEntry::BYTES);
         entry.encode(&mut bytes);
-        let Ok(payload) = reactor::IoBuf::copy_of(&bytes) else {
-            return self.answer_status(env, conn, request, Status::Busy);
-        };
-        let mut header = request.reply(FrameKind::SubVerifyReply, Status::Ok);
-        header.payload_len = bytes.len() as u32;
-        let crcs = BlockCrcs::one(block_crc(&bytes));
-        self.send(env, conn, Frame { header, crcs, payload: Some(payload) });
+        self.answer_entries(env, conn, request.reply(FrameKind::SubVerifyReply, Status::Ok), &bytes);
     }
 }

@@ -8,13 +8,14 @@ use crate::config::*;
 use crate::core::{DataCore, Life};
 use crate::hash::Table;
 use crate::op::Stage;
+use crate::payload::{attach, bytes_of};
 use crate::planted::Bug;
 use crate::slab::Key;
 use reactor::{CloseReason, ConnId, Env, Frame, IoBuf, Mono};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use wire::control::{Hello, Role};
-use wire::{BlockCrcs, FrameKind, Header, SessionId, Status, block_crc};
+use wire::{BlockCrcs, FrameKind, Header, SessionId, Status};
 
 /// A connection of this core.
 pub(crate) enum Conn {
@@ -65,19 +66,12 @@ impl Sessions {
 /// Encodes a hello frame.
 pub(crate) fn hello_frame(hello: &Hello, kind_request: u64) -> Option<Frame> {
     let bytes = hello.encode();
-    let payload = IoBuf::copy_of(&bytes).ok()?;
-    let mut header = Header::new(FrameKind::Hello, kind_request);
-    header.payload_len = bytes.len() as u32;
-    Some(Frame { header, crcs: BlockCrcs::one(block_crc(&bytes)), payload: Some(payload) })
+    attach(Header::new(FrameKind::Hello, kind_request), &bytes)
 }
 
 /// Decodes and verifies a hello frame.
 pub(crate) fn parse_hello(frame: &Frame) -> Option<Hello> {
-    let bytes = frame.payload.as_ref()?.as_slice();
-    if frame.crcs.as_slice() != [block_crc(bytes)] {
-        return None;
-    }
-    Hello::decode(bytes).ok()
+    Hello::decode(bytes_of(frame)?).ok()
 }
 
 impl DataCore {

@@ -9,7 +9,7 @@ use crate::slab::{KEY_BITS, Key};
 use placement::SliceStat;
 use reactor::{ConnId, DiskError, DiskIndex, DiskOp, Env, Frame, Token};
 use std::collections::VecDeque;
-use store::{SliceStore, StoreError, StoreEvent, TokenRange};
+use store::{SliceStore, StoreError, StoreEvent, StoreStats, TokenRange};
 use wire::SliceId;
 
 /// Disk operations one store may have in flight: twice its reads, so that reads of several parts and the
@@ -102,8 +102,11 @@ impl SliceState {
         self.store.as_ref().map_or(0, |store| store.superblock().number)
     }
 
-    fn stat(&self) -> SliceStat {
-        let stats = self.store.as_ref().map(SliceStore::stats).unwrap_or_default();
+    fn stats(&self) -> StoreStats {
+        self.store.as_ref().map(SliceStore::stats).unwrap_or_default()
+    }
+
+    fn stat(&self, stats: &StoreStats) -> SliceStat {
         SliceStat {
             size_bytes: stats.used_bytes + stats.free_bytes,
             used_bytes: stats.used_bytes,
@@ -263,7 +266,7 @@ impl DataCore {
                 tracing::info!(slice = %id, objects = report.objects, commits = report.commits, "slice is open");
                 slice.life = SliceLife::Open;
                 let generation = slice.generation();
-                Ok(Opened { size_bytes: slice.stat().size_bytes, generation })
+                Ok(Opened { size_bytes: slice.stat(&slice.stats()).size_bytes, generation })
             }
             Err(error) => {
                 tracing::error!(slice = %id, disk = slice.disk().0, %error, "slice does not open");
@@ -313,8 +316,8 @@ impl DataCore {
     pub(crate) fn slice_stats(&mut self) {
         for at in 0..self.slices.len() {
             let Some(slice) = self.slices.get_mut(at) else { continue };
-            let stat = slice.stat();
-            let memory = slice.store.as_ref().map(SliceStore::stats).unwrap_or_default();
+            let memory = slice.stats();
+            let stat = slice.stat(&memory);
             if let Some(metrics) = self.metrics.slices.get(at) {
                 metrics.open.set(u64::from(slice.life == SliceLife::Open));
                 metrics.size_bytes.set(stat.size_bytes);

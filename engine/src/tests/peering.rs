@@ -1,8 +1,8 @@
 //! What comparing members costs, and that it finds everything.
 
 use super::cluster::*;
-use crate::PgState;
 use crate::metrics::OpClass;
+use crate::{CoreMsg, PgState};
 use wire::{FrameKind, Status};
 
 const OBJECTS: u64 = 640;
@@ -199,4 +199,17 @@ fn comparing_survives_broken_connections() {
         c.assert_idle(0);
         c.assert_idle(2);
     }
+}
+
+#[test]
+fn sums_of_a_pool_without_a_placement_group_here_are_forgotten() {
+    let mut c = filled(9, store::HISTORY_CHANGES);
+    let counted = |c: &Cluster, node: usize| {
+        c.nodes[&node].core.store_ref(0).unwrap().group(PG.pool, PG.index).is_some()
+    };
+    assert!(counted(&c, 2));
+    c.decide(0, &[0, 1], &[0, 1]);
+    c.tell(2, CoreMsg::PgGone { pg: PG });
+    c.wait("sums forgotten", |c| !counted(c, 2));
+    assert!(counted(&c, 0), "it is in use elsewhere");
 }

@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use wire::{ObjectId, PoolId};
 
+use crate::index::mix;
 use crate::store::SliceStore;
 use crate::types::Presence;
 
@@ -73,13 +74,7 @@ impl Group {
 /// What a group without any object is.
 static EMPTY: Group = Group::new();
 
-/// Finaliser of splitmix64, as in `index`. Both ends of a comparison must hash alike: a fixed function.
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
+/// Both ends of a comparison must hash alike: the wire protocol names these functions.
 fn identity(object: ObjectId) -> u64 {
     let image = mix(object.image.0.wrapping_add(u64::from(object.pool.0) << 40) ^ 0x2545_f491_4f6c_dd1d);
     mix(image.wrapping_add(object.index).wrapping_add(0x9e37_79b9_7f4a_7c15))

@@ -67,8 +67,8 @@ pub(crate) struct Index {
 }
 
 /// Finaliser of splitmix64: every input bit reaches every output bit. A fixed function: the order of
-/// everything must be the same in every run.
-fn mix(mut x: u64) -> u64 {
+/// everything must be the same in every run, and digests on both ends of a connection.
+pub(crate) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
