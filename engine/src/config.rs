@@ -125,6 +125,18 @@ pub const SCRUB_PIECE_BLOCKS: u32 = 8;
 pub const SCRUBS_QUEUED_MAX: usize = 64;
 /// Tombstones purged at once.
 pub const PURGE_PARALLEL: usize = 8;
+/// Objects that have been left behind and are being erased at once: each takes a line in two logs' commits.
+pub const ERASE_PARALLEL: usize = 16;
+/// What erasing one costs, in bytes: no data is read or written, only the log grows.
+pub const ERASE_COST_BYTES: u64 = 8 << 10;
+/// How long after a start, or after PGs have left, what they left behind is looked for, in milliseconds: they leave
+/// by the dozen.
+pub const STRAYS_FIRST_MS: u64 = 1_000;
+/// How long after a pass that had to leave something there the next one is made, in milliseconds; twice as long each
+/// time, up to `STRAYS_RETRY_MAX_MS`. A pass takes a core some 15 ns a slot.
+pub const STRAYS_RETRY_MS: u64 = 10_000;
+/// See `STRAYS_RETRY_MS`: with ten million slots a quarter of a percent of a core.
+pub const STRAYS_RETRY_MAX_MS: u64 = 60_000;
 /// Shortest time between two reports of a PG whose counts change, in milliseconds.
 pub const REPORT_INTERVAL_MS: u64 = 200;
 /// Housekeeping: statistics, forgotten peers, repeated reports, in milliseconds.

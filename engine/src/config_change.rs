@@ -55,7 +55,11 @@ impl DataCore {
         } else if epoch == pg.promised && update.record.primary.is_some() {
             pg.promised_primary = update.record.primary;
         }
+        let left = pg.locals.iter().any(|local| !update.members.iter().any(|m| m.slice == local.slice));
         pg.update = Some(update);
+        if left {
+            self.look_for_strays(env);
+        }
         self.answer_parked_activates(env, key);
         self.reconsider(env, key);
     }
@@ -69,6 +73,7 @@ impl DataCore {
         }
         self.refuse_queue(env, key, Status::NotPrimary);
         self.forget_pgs();
+        self.look_for_strays(env);
     }
 
     /// Removes the entries of PGs that are gone and have nothing in flight.

@@ -15,6 +15,7 @@ use crate::session::{Conn, Sessions};
 use crate::share::{Share, Turn};
 use crate::slab::{Key, Slab};
 use crate::slices::SliceState;
+use crate::strays::Strays;
 use reactor::{Env, Event, Framing, Mono, Service, Token};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -44,6 +45,8 @@ pub(crate) mod ticket {
     pub(crate) const HEAL_STORE: u8 = 4;
     /// A scrub reads an object.
     pub(crate) const SCRUB: u8 = 5;
+    /// Something left behind is being erased.
+    pub(crate) const ERASE: u8 = 6;
 }
 
 /// Where a stop stands.
@@ -84,6 +87,7 @@ pub struct DataCore {
     pub(crate) purges: usize,
     pub(crate) subs: Slab<crate::member::SubOp>,
     pub(crate) scrubs: Scrubs,
+    pub(crate) strays: Strays,
     pub(crate) share: Share,
     /// Slices with a pass over what they hold to be made (`track_groups`), in turn.
     pub(crate) tracking: VecDeque<usize>,
@@ -138,6 +142,7 @@ impl DataCore {
             purges: 0,
             subs: Slab::with_capacity(1024),
             scrubs: Scrubs::new(),
+            strays: Strays::new(),
             share: Share::new(),
             tracking: VecDeque::new(),
             scans: VecDeque::new(),
@@ -283,10 +288,12 @@ impl DataCore {
             CoreMsg::Identity { session } => {
                 self.process = Some(session);
                 self.reconsider_all(env);
+                self.look_for_strays(env);
             }
             CoreMsg::Settings(settings) => self.decreed.settings = settings,
             CoreMsg::Full { slices } => self.decreed.full = slices,
             CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
+            CoreMsg::Leavings { slice, pool, leavings } => self.leavings(slice, pool, leavings),
             CoreMsg::GiveUp { slice, why, spared } => self.told_to_give_up(env, slice, why, spared),
             CoreMsg::Stop => self.stop(env),
             other => tracing::warn!(?other, "a data core got a message meant for the control core"),
@@ -366,6 +373,7 @@ impl Service for DataCore {
         self.pump_recovery(env);
         self.pump_purges(env);
         self.pump_scrubs(env);
+        self.pump_strays(env);
         for _ in 0..FLUSH_ROUNDS {
             self.retry_parked(env);
             if !self.flush_stores(env) {

@@ -42,6 +42,7 @@ mod session;
 mod share;
 mod slab;
 mod slices;
+mod strays;
 #[cfg(test)]
 mod tests;
 

@@ -4,11 +4,12 @@
 //! itself: `into_mesh` and `from_mesh` are the two ends.
 
 pub use crate::disk_health::Extent;
+pub use crate::strays::Leavings;
 use placement::{PgRecord, Pool, ScrubDepth, Settings};
 use reactor::{MeshMsg, Mono};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use wire::{Epoch, NodeId, PgId, Revision, SessionId, SliceId};
+use wire::{Epoch, NodeId, PgId, PoolId, Revision, SessionId, SliceId};
 
 /// Where a member of a PG is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,6 +121,15 @@ pub enum CoreMsg {
         /// Only if other copies of all that it holds are there.
         spared: bool,
     },
+    /// The answer to `AskLeavings`.
+    Leavings {
+        /// The slice.
+        slice: SliceId,
+        /// The pool.
+        pool: PoolId,
+        /// What may go.
+        leavings: Leavings,
+    },
     /// Finish what is in flight, close the slices, answer `Stopped`.
     Stop,
 
@@ -211,6 +221,13 @@ pub enum CoreMsg {
     },
     /// A scrub has been through all objects of a PG.
     Scrubbed(ScrubReport),
+    /// A slice holds something of this pool: what of it may be erased? Answered with `Leavings`, always.
+    AskLeavings {
+        /// The slice.
+        slice: SliceId,
+        /// The pool.
+        pool: PoolId,
+    },
     /// Everything is closed.
     Stopped,
 }

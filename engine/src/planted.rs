@@ -29,6 +29,8 @@ pub enum Bug {
     ScrubWithoutHold,
     /// What the history does not name is taken for equal, whatever the digests say.
     TrustHistory,
+    /// What a PG once left behind is erased although the PG has come back.
+    EraseReturned,
     /// A store that stops with nobody waiting for it stays in service.
     StoppedStoreUnnoticed,
 }
@@ -50,6 +52,7 @@ impl Bug {
             Self::ScrubRepairsNothing,
             Self::ScrubWithoutHold,
             Self::TrustHistory,
+            Self::EraseReturned,
             Self::StoppedStoreUnnoticed,
         ]
     }
@@ -70,6 +73,7 @@ impl Bug {
             Self::ScrubRepairsNothing => "engine-scrub-repairs-nothing",
             Self::ScrubWithoutHold => "engine-scrub-without-hold",
             Self::TrustHistory => "engine-trust-history",
+            Self::EraseReturned => "engine-erase-returned",
             Self::StoppedStoreUnnoticed => "engine-stopped-store-unnoticed",
         }
     }

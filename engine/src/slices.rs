@@ -219,6 +219,7 @@ impl DataCore {
                     ticket::OP => self.local_done(env, key, result),
                     ticket::SUB => self.sub_done(env, key, result),
                     ticket::HEAL_STORE => self.heal_stored(env, key, result),
+                    ticket::ERASE => self.erased(result),
                     _ => {}
                 }
             }

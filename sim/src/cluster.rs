@@ -297,6 +297,21 @@ impl Cluster {
         })
     }
 
+    /// Objects erased that PGs had left behind.
+    pub fn strays_erased(&self) -> u64 {
+        self.counted.iter().map(|counted| counted.metrics.erased.get()).sum()
+    }
+
+    /// A node that still looks for what PGs have left behind.
+    pub fn strays_pending(&self) -> Option<NodeId> {
+        let cores = usize::from(self.options.cores);
+        (0..).zip(&self.nodes).find_map(|(index, node)| {
+            let process = self.counted.iter().rev().filter(|counted| counted.node == index).take(cores);
+            let pending = process.map(|counted| counted.metrics.strays_pending.get()).sum::<u64>();
+            (pending > 0).then_some(node.id)
+        })
+    }
+
     /// Kills a node's process.
     pub fn kill_node(&mut self, index: usize) {
         let Some(node) = self.nodes.get_mut(index) else { return };

@@ -47,17 +47,19 @@ impl World {
         }
     }
 
-    /// The members of each of these PGs must be equal.
+    /// The members of each of these PGs must be equal, and nothing of them may lie anywhere else once what was left
+    /// behind has been erased.
     pub(crate) fn judge_replicas(&mut self, of: impl Fn(PgId) -> bool) {
         let pgs: Vec<(PgId, PgRecord)> =
             self.cluster.board.borrow().pgs().into_iter().filter(|(pg, _)| of(*pg)).collect();
+        let swept = self.cluster.options.move_every_ns > 0;
         let members: BTreeSet<SliceId> =
             pgs.iter().flat_map(|(_, record)| record.acting.iter().copied()).collect();
         let slices: BTreeMap<_, _> = self
             .cluster
             .slices()
             .into_iter()
-            .filter(|(_, entry)| members.contains(&entry.slice))
+            .filter(|(_, entry)| swept || members.contains(&entry.slice))
             .filter_map(|(disk, entry)| {
                 let disk = self.cluster.universe.disks.get(disk)?;
                 Some((entry.slice, replicas::contents_of(disk, entry.geometry(), self.scrubbed)))
@@ -65,9 +67,11 @@ impl World {
             .collect();
         simenv::trace::set_log_time(self.cluster.universe.now);
         let pools = self.cluster.board.borrow().pools();
-        let wrong = replicas::compare(&slices, &pgs, |pg| {
-            pools.iter().find(|pool| pool.id == pg.pool).map_or(1, |pool| pool.pg_count)
-        });
+        let pg_count = |id| pools.iter().find(|pool| pool.id == id).map_or(1, |pool| pool.pg_count);
+        let mut wrong = replicas::compare(&slices, &pgs, |pg| pg_count(pg.pool));
+        if swept {
+            wrong.extend(replicas::strays(&slices, &pgs, pg_count));
+        }
         self.violations.extend(wrong.into_iter().map(|text| format!("replicas: {text}")).take(ENOUGH));
     }
 

@@ -99,6 +99,8 @@ pub enum Focus {
     Power,
     /// A disk whose data decays, and scrubs that look for that.
     Decay,
+    /// Copies that are moved away and soon back.
+    Moves,
 }
 
 /// Everything that a seed decides.
@@ -183,6 +185,8 @@ pub struct Options {
     pub page_cache_bytes: usize,
     /// How often PGs are scrubbed.
     pub scrub: ScrubPlan,
+    /// Mean time between two things an administrator does that move copies; 0: nothing.
+    pub move_every_ns: Nanos,
     /// More is broken than redundancy survives.
     pub beyond: Option<Plan>,
     /// Clients run the second workload.
@@ -236,6 +240,11 @@ impl Options {
                 options.scrub = ScrubPlan { light_secs: 2, deep_secs: 3 };
                 FaultWeights { kill: 2, damage: 20, write_fault: 5, ..FaultWeights::default() }
             }
+            Focus::Moves => {
+                (options.nodes, options.pg_count) = (options.nodes.max(4), options.pg_count.max(8));
+                (options.move_every_ns, options.image_bytes) = (500 * MS, 4096 * 4096);
+                FaultWeights { kill: 2, reset: 5, client_kill: 5, ..FaultWeights::default() }
+            }
             Focus::Isolation => {
                 options.fault_for_ns = 4 * SEC;
                 options.fault_every_ns = SEC;
@@ -274,6 +283,8 @@ impl Options {
             (options.copies, options.min_copies) = (3, options.min_copies.min(2));
         }
         options.beyond = Some(plan);
+        // Who holds what is the plan's to know.
+        options.move_every_ns = 0;
         options
     }
 
@@ -384,11 +395,18 @@ impl Options {
             history_changes: Stream::new(seed, "history").weighted((2, 65_536), &[(1, 8), (1, 60)]),
             page_cache_bytes: rng.weighted((2, 1 << 20), &[(1, 64 << 10)]),
             scrub: draw_scrub(seed),
+            move_every_ns: draw_moves(seed),
             beyond: None,
             apps: None,
             meta: None,
         }
     }
+}
+
+/// In a third of the seeds copies are moved about.
+fn draw_moves(seed: u64) -> Nanos {
+    let mut rng = Stream::new(seed, "how often copies move");
+    rng.weighted((4, 0), &[(1, 3 * SEC), (1, 800 * MS)])
 }
 
 /// Half of the seeds scrub, every few seconds.

@@ -36,6 +36,7 @@ fn focus_of(bug: Planted) -> Focus {
             Engine::SkipEpochCheck | Engine::ReadFromStalePrimary => Focus::Isolation,
             Engine::ScrubRepairsNothing => Focus::Decay,
             Engine::ScrubWithoutHold => Focus::Breaks,
+            Engine::EraseReturned => Focus::Moves,
             // It takes more objects than a short history holds.
             Engine::TrustHistory => Focus::None,
             _ => Focus::Churn,
@@ -162,6 +163,7 @@ pub fn control_run(first_seed: u64) -> Option<Outcome> {
         Focus::Isolation,
         Focus::Power,
         Focus::Decay,
+        Focus::Moves,
     ];
     let corners = cluster.map(|focus| (Scenario::Cluster, focus));
     let others = [Scenario::Store, Scenario::Beyond, Scenario::Apps, Scenario::Meta];

@@ -2,6 +2,7 @@
 
 use crate::beyond::{self, Beyond};
 use crate::cluster::{Cluster, NodeState};
+use crate::moves::Moves;
 use crate::nemesis::Nemesis;
 use crate::options::Options;
 use crate::run::Planted;
@@ -63,6 +64,7 @@ pub(crate) struct World {
     striking: bool,
     /// The request that makes an image grow, while it is under way.
     growing: Option<u64>,
+    pub(crate) moves: Moves,
     /// What goes beyond what redundancy survives, if anything does.
     pub(crate) beyond: Option<Beyond>,
     /// Reads that failed when everything was read at the end.
@@ -81,6 +83,7 @@ pub fn run(options: Options, planted: Option<Planted>, trace: Option<(u64, u64)>
     let mut cluster = Cluster::new(options.clone(), planted);
     cluster.universe.trace.verbose = trace;
     let nemesis = Nemesis::new(options.seed, options.nodes, trace.is_some());
+    let moves = Moves::new(options.seed);
     let beyond = options.beyond.clone().map(|plan| Beyond::new(options.seed, plan, options.nodes));
     let mut world = World {
         cluster,
@@ -89,6 +92,7 @@ pub fn run(options: Options, planted: Option<Planted>, trace: Option<(u64, u64)>
         next_request: 1,
         striking: false,
         growing: None,
+        moves,
         beyond,
         unread: 0,
         settled_at: u64::MAX,
@@ -122,7 +126,7 @@ impl World {
             format!("; {beyond}, {} PGs not clean, {} reads failed", self.unclean_pgs().len(), self.unread)
         });
         let summary = format!(
-            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided; {} objects scrubbed, {} copies bad{beyond}{apps}",
+            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided; {} objects scrubbed, {} copies bad; {} moves, {} objects erased behind them{beyond}{apps}",
             history.acked_writes,
             history.answered_reads,
             history.unknown,
@@ -137,6 +141,8 @@ impl World {
             self.undecided,
             scrubbed,
             bad,
+            self.moves.made,
+            self.cluster.strays_erased(),
         );
         Seen {
             violations: self.violations,
@@ -174,6 +180,10 @@ impl World {
         if self.cluster.options.scrub.deep_secs > 0 {
             self.scrub_all()?;
         }
+        if self.cluster.options.move_every_ns > 0 {
+            self.sweep()?;
+            self.settle()?;
+        }
         self.judge_scrubs();
         self.judge_replicas(|_| true);
         self.judge_history();
@@ -208,6 +218,7 @@ impl World {
                 self.look_at_memory();
                 self.nemesis.mend_due(&mut self.cluster);
                 self.grow_images();
+                self.move_copies(POOL);
                 self.gather();
                 if self.violations.len() >= ENOUGH {
                     return Err(Over);
@@ -292,9 +303,13 @@ impl World {
         }
     }
 
-    pub(crate) fn ask(&mut self, request: MetaRequest) -> Result<Result<MetaReply, String>, Over> {
-        let number = self.next_request;
+    pub(crate) fn next_number(&mut self) -> u64 {
         self.next_request += 1;
+        self.next_request
+    }
+
+    pub(crate) fn ask(&mut self, request: MetaRequest) -> Result<Result<MetaReply, String>, Over> {
+        let number = self.next_number();
         let board = self.cluster.board.clone();
         board.borrow_mut().requests.push_back((number, request));
         let answered = board.clone();
@@ -335,8 +350,7 @@ impl World {
         let short = sizes.into_iter().find(|(_, size)| *size < options.image_bytes);
         let Some((name, _)) = short else { return };
         if let Ok((_, request)) = admin::resize_image(&self.keys(), &name, options.image_bytes, false) {
-            let number = self.next_request;
-            self.next_request += 1;
+            let number = self.next_number();
             board.borrow_mut().requests.push_back((number, request));
             self.growing = Some(number);
         }

@@ -15,6 +15,7 @@ use crate::scrubs::Scrubs;
 use crate::server::{Asked, Me, Server};
 use crate::stats::Stats;
 use crate::stop::Stop;
+use crate::strays;
 use crate::view::View;
 use crate::wishes::Wishes;
 use consensus::{MetaConfig, MetaNode};
@@ -343,6 +344,11 @@ impl ControlCore {
                 self.look_for_full();
             }
             CoreMsg::Scrubbed(report) => self.scrubs.reported(from, report),
+            CoreMsg::AskLeavings { slice, pool } => {
+                let (node, session) = (self.config.node, self.registrar.session());
+                let leavings = strays::leavings(&self.view, node, session, slice, pool);
+                self.feed.order(from, CoreMsg::Leavings { slice, pool, leavings });
+            }
             CoreMsg::Stopped => self.core_stopped(env, from),
             CoreMsg::Stop => self.begin_stop(env),
             CoreMsg::Pg(_)
@@ -352,6 +358,7 @@ impl ControlCore {
             | CoreMsg::Settings(_)
             | CoreMsg::Full { .. }
             | CoreMsg::Scrub { .. }
+            | CoreMsg::Leavings { .. }
             | CoreMsg::GiveUp { .. } => {
                 tracing::error!(%from, "a data core sent a message of the control core");
             }

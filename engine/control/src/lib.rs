@@ -32,6 +32,7 @@ mod scrubs;
 mod server;
 mod stats;
 mod stop;
+mod strays;
 pub mod view;
 mod wishes;
 

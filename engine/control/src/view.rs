@@ -2,7 +2,7 @@
 
 use engine::msg::Member;
 use placement::{
-    Cluster, DiskRecord, Drain, DrainScope, Image, Live, Node, PgRecord, Pool, ScrubRecord, Settings,
+    Cluster, DiskRecord, Drain, DrainScope, Image, Live, NextId, Node, PgRecord, Pool, ScrubRecord, Settings,
     Topology, key,
 };
 use serde::de::DeserializeOwned;
@@ -74,6 +74,7 @@ pub struct View {
     scrubs: BTreeMap<PgId, (ScrubRecord, Revision)>,
     drains: BTreeMap<NodeId, Drain>,
     settings: Settings,
+    next_id: NextId,
     homes: BTreeMap<SliceId, Home>,
     pgs_of_slice: BTreeMap<SliceId, BTreeSet<PgId>>,
     dropped: Vec<SliceId>,
@@ -116,6 +117,9 @@ impl View {
         } else if name == key::SETTINGS {
             self.settings = item.and_then(parse).unwrap_or_default();
             Touched::Settings
+        } else if name == key::NEXT_ID {
+            self.next_id = item.and_then(parse).unwrap_or_default();
+            Touched::Other
         } else if name == key::CLUSTER {
             self.cluster = item.and_then(parse);
             Touched::Cluster
@@ -250,6 +254,10 @@ impl View {
     /// The pools.
     pub fn pools(&self) -> &BTreeMap<PoolId, Pool> {
         &self.pools
+    }
+    /// Whether there was such a pool and it has been removed.
+    pub fn was_removed(&self, pool: PoolId) -> bool {
+        pool < self.next_id.pool && !self.pools.contains_key(&pool)
     }
     /// Number of images in a pool.
     pub fn images_in(&self, pool: PoolId) -> usize {

@@ -135,6 +135,7 @@ const CORE_COUNTERS: &[(&str, &str, CoreNumber)] = &[
     ("scrub_errors_total", "Copies that a scrub found bad or different.", |m| m.scrub_errors.get()),
     ("out_of_sync_total", "Members reported as out of sync.", |m| m.out_of_sync.get()),
     ("purged_tombstones_total", "Tombstones purged.", |m| m.purged.get()),
+    ("erased_strays_total", "Objects erased that placement groups had left behind.", |m| m.erased.get()),
 ];
 
 const CORE_GAUGES: &[(&str, &str, CoreNumber)] = &[
@@ -148,6 +149,9 @@ const CORE_GAUGES: &[(&str, &str, CoreNumber)] = &[
     ("connections", "Connections accepted and open.", |m| m.connections.get()),
     ("peers_up", "Peers connected.", |m| m.peers_up.get()),
     ("pgs_followed", "Placement groups followed as a member.", |m| m.pgs_followed.get()),
+    ("strays_pending", "1 while what placement groups have left behind is looked for and erased.", |m| {
+        m.strays_pending.get()
+    }),
     ("missing_objects", "Object copies still to be recovered.", |m| m.missing.get()),
     ("buffer_used_bytes", "Buffer memory in use.", |m| m.buffer_used_bytes.get()),
     ("buffer_size_bytes", "Buffer memory in all.", |m| m.buffer_bytes.get()),

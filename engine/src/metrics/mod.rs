@@ -212,6 +212,10 @@ pub struct CoreMetrics {
     pub out_of_sync: Cell64,
     /// Tombstones purged.
     pub purged: Cell64,
+    /// Objects erased that PGs had left behind.
+    pub erased: Cell64,
+    /// 1 while what PGs have left behind is being looked for.
+    pub strays_pending: Cell64,
     /// Object copies still to be recovered.
     pub missing: Cell64,
     /// Bytes of the core's arena in use.

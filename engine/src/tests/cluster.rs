@@ -210,15 +210,34 @@ impl Cluster {
 
     /// The director decides: a new epoch with this primary, these members and these in-sync ones.
     pub(super) fn decide(&mut self, primary: usize, acting: &[usize], in_sync: &[usize]) {
-        self.record = PgRecord {
+        self.record = self.next_record(primary, acting, in_sync);
+        self.announce();
+        let ms = self.lease_ms;
+        self.lease(primary, ms);
+    }
+
+    fn next_record(&self, primary: usize, acting: &[usize], in_sync: &[usize]) -> PgRecord {
+        PgRecord {
             epoch: Epoch(self.record.epoch.0 + 1),
             target: (0..3).map(slice).collect(),
             acting: acting.iter().map(|n| slice(*n)).collect(),
             primary: Some(slice(primary)),
             primary_session: self.sessions.get(&primary).copied(),
             in_sync: in_sync.iter().map(|n| slice(*n)).collect(),
-        };
-        self.announce();
+        }
+    }
+
+    /// As `decide`, for the copies that the record's `target` names; only `nodes` are told.
+    pub(super) fn decide_for(
+        &mut self,
+        nodes: &[usize],
+        primary: usize,
+        acting: &[usize],
+        in_sync: &[usize],
+    ) {
+        let target = self.record.target.clone();
+        self.record = PgRecord { target, ..self.next_record(primary, acting, in_sync) };
+        self.announce_to(nodes);
         let ms = self.lease_ms;
         self.lease(primary, ms);
     }
@@ -228,7 +247,11 @@ impl Cluster {
         // A paused process hears when it wakes, if somebody tells it then.
         let nodes: Vec<usize> =
             self.nodes.keys().copied().filter(|node| !self.paused.contains(node)).collect();
-        for node in nodes {
+        self.announce_to(&nodes);
+    }
+
+    fn announce_to(&mut self, nodes: &[usize]) {
+        for &node in nodes {
             let event = Event::Mesh { from: CONTROL_CORE, msg: CoreMsg::Pg(self.update()).into_mesh() };
             let mut world = self.world.borrow_mut();
             let late = if self.news_ns > 0 { world.random() % self.news_ns } else { 0 };

@@ -13,4 +13,5 @@ mod refusals;
 mod returning;
 mod scrub;
 mod slices;
+mod strays;
 mod world;

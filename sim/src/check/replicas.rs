@@ -14,7 +14,7 @@ use store::{
     ListCursor, ObjectData, Presence, SliceGeometry, SliceStore, StoreEvent, StoreOptions, TOKENS_MIN,
     TokenRange,
 };
-use wire::{CoreId, OBJECT_BLOCKS, ObjectId, PgId, SliceId, Version, crc::ZERO_BLOCK_CRC};
+use wire::{CoreId, OBJECT_BLOCKS, ObjectId, PgId, PoolId, SliceId, Version, crc::ZERO_BLOCK_CRC};
 
 /// What a slice holds of an object.
 #[derive(Clone, PartialEq, Debug)]
@@ -30,6 +30,8 @@ pub struct Copy {
 pub struct Contents {
     /// Objects that are not deleted.
     pub objects: BTreeMap<ObjectId, Copy>,
+    /// Traces of deleted objects.
+    pub tombstones: Vec<ObjectId>,
     /// What should not be.
     pub violations: Vec<String>,
     done: bool,
@@ -74,6 +76,8 @@ impl Reader {
         while let Some(at) = cursor {
             cursor = store.list(at, 4096, |_| true, &mut listed);
         }
+        let tombstones = listed.iter().filter(|entry| entry.tombstone).map(|entry| entry.object);
+        self.contents.borrow_mut().tombstones.extend(tombstones);
         self.queue = listed.iter().filter(|entry| !entry.tombstone).map(|entry| entry.object).collect();
     }
 
@@ -161,6 +165,27 @@ pub fn contents_of(disk: &SimDisk, geometry: SliceGeometry, as_it_is: bool) -> C
         contents.violations.push(format!("slice {} was not read to its end", geometry.slice));
     }
     contents
+}
+
+/// What lies on slices that its PG does not name.
+pub fn strays(
+    slices: &BTreeMap<SliceId, Contents>,
+    pgs: &[(PgId, PgRecord)],
+    pg_count: impl Fn(PoolId) -> u32,
+) -> Vec<String> {
+    let records: BTreeMap<PgId, &PgRecord> = pgs.iter().map(|(pg, record)| (*pg, record)).collect();
+    let is_stray = |slice: &SliceId, object: &ObjectId| {
+        let record = records.get(&pg_of(*object, pg_count(object.pool)));
+        record.is_some_and(|record| !record.target.contains(slice) && !record.acting.contains(slice))
+    };
+    slices
+        .iter()
+        .flat_map(|(slice, contents)| {
+            let objects = contents.objects.keys().chain(&contents.tombstones);
+            let strays = objects.filter(|object| is_stray(slice, object));
+            strays.map(move |object| format!("{object} was left behind on slice {slice}"))
+        })
+        .collect()
 }
 
 /// Compares all members of each PG.
