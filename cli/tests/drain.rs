@@ -102,6 +102,13 @@ fn a_drained_node_ends_up_with_nothing_and_can_be_switched_off_and_forgotten() {
     println!("drained: the longest operation took {:?}, before {quiet:?}", clients.slowest());
     let drained = node(&cluster, 3);
     assert_eq!((&drained["primaries"], &drained["copies"]), (&0.into(), &0.into()), "{drained}");
+    // What its slices held is erased: the space is there for others.
+    let held = |metrics: &str| -> f64 {
+        let slices = metrics.lines().filter(|line| line.starts_with("drystone_slice_objects{"));
+        slices.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    };
+    assert!(held(&cluster.metrics(0)) > 0.0, "no metric tells what a slice holds");
+    wait_until("its slices to be empty", || held(&cluster.metrics(2)) == 0.0);
     assert!(cluster.fails(&["node", "rm", "3"]).contains("node 3 is up"));
 
     // Its process may die as it likes: nothing waits for it.

@@ -76,12 +76,25 @@ impl DataCore {
         self.look_for_strays(env);
     }
 
+    /// Turns away who waits for a record that may never come: the primary of an epoch that was over before this
+    /// node heard of it, and in which it took part. One that still is primary asks again.
+    pub(crate) fn turn_away_strangers(&mut self, env: &mut dyn Env) {
+        let mut waiting = Vec::new();
+        for (_, pg) in self.pgs.iter_mut().filter(|(_, pg)| pg.update.is_none()) {
+            waiting.extend(pg.locals.iter_mut().filter_map(|local| local.activating.take()));
+            pg.gone = true;
+        }
+        for (conn, header) in waiting {
+            self.answer_status(env, conn, &header, Status::NotActive);
+        }
+    }
+
     /// Removes the entries of PGs that are gone and have nothing in flight.
     pub(crate) fn forget_pgs(&mut self) {
         let gone: Vec<(Key, PgId)> = self
             .pgs
             .iter()
-            .filter(|(_, pg)| pg.gone && pg.locals.iter().all(|local| local.inflight == 0))
+            .filter(|(_, pg)| pg.gone && pg.locals.iter().all(LocalMember::is_idle))
             .map(|(key, pg)| (key, pg.id))
             .collect();
         for (key, id) in &gone {

@@ -276,6 +276,7 @@ impl DataCore {
         self.end_superseded(env);
         self.resume_recovery();
         self.recheck_queues(env);
+        self.turn_away_strangers(env);
         self.forget_pgs();
         self.gauge(env);
     }

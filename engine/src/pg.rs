@@ -34,6 +34,11 @@ impl LocalMember {
     pub(crate) fn new(at: usize, slice: SliceId) -> Self {
         Self { at, slice, activated: Epoch(0), inflight: 0, activating: None, origins: Origins::default() }
     }
+
+    /// Nothing of the PG is under way on the slice, and nobody waits for its answer.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inflight == 0 && self.activating.is_none()
+    }
 }
 
 /// A PG on this core.

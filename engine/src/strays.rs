@@ -219,7 +219,7 @@ impl DataCore {
         let named = record.target.iter().chain(&record.acting).chain(&record.in_sync);
         if named.chain(&record.primary).any(|named| *named == slice) {
             Part::Member
-        } else if pg.local(slice).is_some_and(|local| local.inflight > 0 || local.activating.is_some()) {
+        } else if pg.local(slice).is_some_and(|local| !local.is_idle()) {
             Part::Leaving
         } else {
             Part::None

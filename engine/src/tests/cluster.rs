@@ -370,7 +370,9 @@ impl Cluster {
     pub(super) fn request(&mut self, conn: ConnId, mut header: Header, data: Option<Vec<u8>>) -> u64 {
         self.request += 1;
         header.request = self.request;
-        header.pg = PG;
+        if header.pg == PgId::default() {
+            header.pg = PG;
+        }
         if header.epoch == Epoch(0) {
             header.epoch = self.record.epoch;
         }

@@ -180,6 +180,26 @@ fn dial_as_node(c: &mut Cluster, to: usize) -> reactor::ConnId {
 }
 
 #[test]
+fn a_question_about_an_unknown_pg_is_answered_and_leaves_no_trace() {
+    let mut c = Cluster::new(31);
+    c.decide(0, &[0, 1, 2], &[0, 1, 2]);
+    c.wait_state(0, crate::PgState::Clean);
+    let stranger = dial_as_node(&mut c, 1);
+    let asked: Vec<u64> = (1..20)
+        .map(|index| {
+            let mut header = Header::new(FrameKind::Activate, 0);
+            header.pg = wire::PgId { index, ..PG };
+            (header.slice, header.primary, header.epoch) = (slice(1), slice(2), Epoch(5));
+            c.request(stranger, header, None)
+        })
+        .collect();
+    for request in asked {
+        assert_eq!(c.status(request), Status::NotActive);
+    }
+    c.wait("forgotten", |c| c.nodes[&1].core.pgs.len() == 1);
+}
+
+#[test]
 fn frames_of_an_epoch_that_no_record_knows_do_not_lock_a_pg() {
     let (mut c, conn) = ready(9);
     let forged = dial_as_node(&mut c, 1);
