@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 use wire::{ClusterId, NodeId, SessionId, SliceId};
 
-/// Time to live of a node's lease, in milliseconds: a dead node is replaced after at most this plus the
-/// time for one metadata transaction.
-pub const LEASE_TTL_MS: u64 = 1_000;
+/// Time to live of a node's lease, in milliseconds. A dead node is replaced after at most this, an election where it
+/// led the metadata, and one transaction, and clients have to go on within a second. A shorter one would put out nodes
+/// that are only late: a virtual machine that is moved stands still for a few hundred milliseconds.
+pub const LEASE_TTL_MS: u64 = 800;
 /// Time between two renewals, in milliseconds: three may be lost.
-pub const LEASE_RENEW_MS: u64 = 250;
+pub const LEASE_RENEW_MS: u64 = 200;
 /// Part of a lease that authority leaves out, in percent: clocks of two nodes may differ in rate by so
 /// much. Real ones differ by 0.01 %, a virtual machine's under load by more.
 pub const DRIFT_MARGIN_PERCENT: u64 = 10;
