@@ -77,3 +77,40 @@ fn memory_per_object_of_a_fully_written_slice() {
     assert!(index <= 48.0, "{index:.1} bytes per object");
     assert!(per_tb + (stats.overlay_bytes as f64 / 1e6) <= 400.0);
 }
+
+#[test]
+fn a_large_slice_opens_in_small_steps() {
+    const OBJECTS: u64 = 200_000;
+    // What one step may allocate: the index of two steps' pages, in whole chunks.
+    const STEP_BYTES: u64 = 2 << 20;
+    let mut env = TestEnv::new(8 << 30, DiskKind { reorder: false, ..DiskKind::default() }, 1);
+    let geometry = prepare(&mut env);
+    let mut store = open(&mut env, geometry);
+    let (one, crc) = data(&mut env, &[5]);
+    for i in 0..OBJECTS {
+        store.write(&mut env, i, object(1, i), version(1), 0, std::slice::from_ref(&one), &crc).unwrap();
+        if i % 64 == 63 {
+            settle(&mut env, &mut store);
+        }
+    }
+    close(&mut env, &mut store);
+    let mut store = SliceStore::open(
+        &mut env,
+        reactor::DiskIndex(0),
+        geometry,
+        StoreOptions::default(),
+        TokenRange { first: 0, count: TOKENS_MIN },
+    );
+    store.flush(&mut env);
+    let (mut before, mut largest, mut steps) = (store.stats().index_bytes, 0, 0);
+    while let Some((token, result, op)) = env.complete() {
+        store.on_event(&mut env, token, result, op);
+        store.flush(&mut env);
+        let now = store.stats().index_bytes;
+        (largest, before, steps) = (now.saturating_sub(before).max(largest), now, steps + 1);
+    }
+    assert!(matches!(store.poll(), Some(StoreEvent::Opened(Ok(report))) if report.objects == OBJECTS));
+    println!("{steps} steps, the largest allocated {largest} bytes of {before}");
+    assert!(before > 4 * STEP_BYTES, "too small to tell: {before}");
+    assert!(largest <= STEP_BYTES, "{largest} bytes in one step");
+}

@@ -27,6 +27,11 @@ use wire::CoreId;
 const BATCH_COMPLETIONS: usize = 256;
 /// Events given to the service in one batch.
 const BATCH_EVENTS: usize = 512;
+/// Time after which a batch ends early, in nanoseconds, and how many events lie between two looks at the clock: a few
+/// heavy events, such as those that open a large slice, must not hold up what the others have asked for.
+const BATCH_NS: u64 = 1_000_000;
+/// See `BATCH_NS`.
+const LOOK_EVENTS: usize = 4;
 /// A loop with n disk operations under way sleeps until n / 8 completions (of any kind) have come, at most
 /// 16, or `ring::BATCH_WAIT_US` are over: at depth 1 it wakes at once.
 const WAIT_BATCH_FRACTION: usize = 8;
@@ -340,10 +345,15 @@ impl<S: Service + ?Sized> Core<S> {
     fn dispatch(&mut self) -> usize {
         self.env.stats.iterations.add(1);
         // What the service causes meanwhile belongs to the next batch.
-        let batch = self.env.events.len().min(BATCH_EVENTS);
-        for _ in 0..batch {
+        let most = self.env.events.len().min(BATCH_EVENTS);
+        let mut batch = 0;
+        while batch < most {
             let Some(event) = self.env.events.pop_front() else { break };
             self.service.event(&mut self.env, event);
+            batch += 1;
+            if batch % LOOK_EVENTS == 0 && clock::mono().since(self.env.now) > BATCH_NS {
+                break;
+            }
         }
         if self.env.events.is_empty() {
             // Back to its beginning: the next batch finds the memory that this one has in the cache.
