@@ -5,7 +5,7 @@ use crate::run::{How, Outcome, Planted, Scenario, run};
 use std::time::Duration;
 
 /// Seeds a bug has until it must have been noticed.
-pub const SEEDS_MAX: u64 = 200;
+pub const SEEDS_MAX: u64 = 500;
 /// Seeds without a bug that must stay green, in every corner.
 pub const CONTROL_SEEDS: u64 = 10;
 
