@@ -7,13 +7,14 @@
 
 use crate::blocks::{Hard, Record};
 use crate::bounds::*;
-use crate::codec::{Body, Command, Packet, RaftMsg};
+use crate::codec::{Body, Command, Packet, RaftMsg, data_of};
 use crate::error::MetaError;
 use crate::guard;
 use crate::image::{self, Image, Parts};
 use crate::journal::{Event, Journal};
 use crate::journal_open::Recovered;
 use crate::machine::{Ephemeral, LeaseEvent, Machine};
+use crate::members::Members;
 use crate::memlog::MemLog;
 use crate::node::{Ctx, MetaConfig, MetaOutput};
 use crate::planted::Bug;
@@ -70,6 +71,10 @@ pub struct Running {
     pub(crate) election_ticks: usize,
     pub(crate) timeout_of: (u64, u64, StateRole),
     pub(crate) told_leader: (u64, u64),
+    /// Where the members were last changed, or later.
+    pub(crate) members_index: u64,
+    /// This node was no member any more at this index; it has not seen that yet when it is behind.
+    pub(crate) dismissed: u64,
 }
 
 fn draw_timeout(env: &mut dyn Env) -> usize {
@@ -99,6 +104,7 @@ impl Running {
     /// From what the journal remembered.
     pub fn new(ctx: &mut Ctx<'_>, journal: Journal, recovered: Recovered) -> Result<Self, MetaError> {
         let mut machine = Machine::new(ctx.config.planted);
+        machine.members = Members::founded(&recovered.founders);
         let mut before = (0, 0);
         if let Some((index, term, bytes)) = recovered.snapshot {
             let image = image::decode(&bytes).map_err(|_| MetaError::SnapshotDamaged { index })?;
@@ -111,7 +117,7 @@ impl Running {
         let entries = recovered.log.entries.into_iter().zip(before.0 + 1..);
         let entries = entries.map(|((term, data), index)| crate::codec::entry(term, index, data)).collect();
         let durable_term = recovered.log.hard.term;
-        let log = MemLog::new(&ctx.config.voters, before, recovered.log.hard, entries);
+        let log = MemLog::new(machine.members(), before, recovered.log.hard, entries);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raft_config = raft_config(ctx.config, before.0, journal.uncommitted_max());
         let raw =
@@ -137,13 +143,16 @@ impl Running {
             ticks: 0,
             election_ticks,
             told_leader: (0, 0),
+            members_index: before.0,
+            dismissed: 0,
         };
         this.fix_timeout(ctx, false);
         // After a common start the first voter need not wait for a whole timeout; where a leader lives, the
         // others do not answer it.
-        let rank = ctx.config.voters.iter().filter(|node| **node < ctx.config.node).count();
+        let voters = this.machine.members().all_voters();
+        let rank = voters.iter().filter(|node| **node < ctx.config.node).count();
         this.raw.raft.election_elapsed = this.election_ticks.saturating_sub(START_TICKS * (rank + 1));
-        if ctx.config.voters.len() == 1 {
+        if voters == [ctx.config.node] {
             // Nobody else could lead: no need to wait for an election timeout.
             let _ = this.raw.campaign();
             this.fix_timeout(ctx, false);
@@ -180,8 +189,8 @@ impl Running {
     /// One tick has passed.
     pub fn on_tick(&mut self, ctx: &mut Ctx<'_>, stalled_ns: u64) -> Result<(), MetaError> {
         self.ticks += 1;
-        if self.installing.is_some() {
-            // A candidate looks at the entries between applied and committed, and those are in the snapshot
+        if self.installing.is_some() || self.is_dismissed() {
+            // Who was removed would only disturb. A candidate looks at the entries between applied and committed, and those are in the snapshot
             // that is still being written.
             self.raw.raft.election_elapsed = 0;
         }
@@ -211,6 +220,7 @@ impl Running {
         }
         self.expire_leases(ctx);
         self.seek_ephemeral(ctx);
+        self.drive_members(ctx);
         Ok(())
     }
 
@@ -247,6 +257,7 @@ impl Running {
                     search.lost.insert(from);
                 }
             }
+            Body::NotMember { index } => self.on_not_member(index),
         }
         self.fix_timeout(ctx, false);
         Ok(())
@@ -259,7 +270,7 @@ impl Running {
         };
         // Raft counts a batch of entries as durable only as a whole: one that the ring cannot hold before the
         // next compaction would never be. The leader sends them again.
-        let bytes: usize = message.entries.iter().map(|entry| entry.data.len() + 32).sum();
+        let bytes: usize = message.entries.iter().map(|entry| data_of(entry).len() + 32).sum();
         if bytes > 0
             && message.get_msg_type() == MessageType::MsgAppend
             && !self.journal.has_room(self.received_bytes + bytes)
@@ -271,6 +282,7 @@ impl Running {
         if message.get_msg_type() == MessageType::MsgTimeoutNow && self.installing.is_some() {
             return Ok(()); // see `on_tick`
         }
+        self.answer_stranger(ctx, from, message.get_msg_type());
         match guard::judge(&self.raw.raft, &message) {
             // An error means that Raft has ignored it: an unknown peer, or no leader to pass it on to.
             guard::Verdict::Step => drop(self.raw.step(message)),
@@ -368,6 +380,7 @@ impl Running {
             self.raw.mut_store().reset(index, term);
             let mut next = Machine::new(ctx.config.planted);
             next.install(self.installing.clone().unwrap_or_default());
+            self.raw.mut_store().set_members(next.members());
             let bytes = image::encode(&next, Parts::Durable);
             self.appended_seq = self.journal.install(index, term, bytes)?;
         }
@@ -417,7 +430,7 @@ impl Running {
             let Some(entry) = self.to_apply.pop_front() else { break };
             let applied = self
                 .machine
-                .apply(entry.index, entry.term, &entry.data)
+                .apply(entry.index, entry.term, data_of(&entry))
                 .map_err(|_| MetaError::BadEntry { index: entry.index })?;
             ctx.tell(applied.changes);
             if let Some((id, outcome)) = applied.done
@@ -427,6 +440,9 @@ impl Running {
             }
             if let Some(serving) = &mut self.serving {
                 serving.applied(entry.index, applied.lease, ctx.env.now());
+            }
+            if let Some(before) = applied.members {
+                self.take_members(ctx, &before)?;
             }
             if applied.lease == Some(LeaseEvent::Reset) {
                 self.ephemeral_image = None;
@@ -478,7 +494,7 @@ impl Running {
             return self.journal.save(ctx.env, index, self.machine.term, bytes);
         }
         let tail = || self.raw.store().behind(index);
-        let bytes: usize = tail().map(|entry| entry.data.len() + 32).sum();
+        let bytes: usize = tail().map(|entry| data_of(entry).len() + 32).sum();
         if self.journal.wants_rewrite() && self.journal.has_room(bytes) {
             let records: Vec<Record> = tail().map(record_of).collect();
             self.appended_seq = self.journal.rewrite(records.into_iter());
@@ -493,7 +509,8 @@ impl Running {
             self.raw.report_unreachable(peer.0);
         } else if self.leader() == Some(peer) {
             let me = ctx.config.node;
-            let rank = ctx.config.voters.iter().filter(|node| **node != peer && **node < me).count();
+            let voters = self.machine.members().all_voters();
+            let rank = voters.iter().filter(|node| **node != peer && **node < me).count();
             // From here on this voter answers candidates again.
             self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.max(ELECTION_TICKS_MIN);
             self.election_ticks = (ELECTION_TICKS_MIN + 1 + 2 * rank).min(ELECTION_TICKS_END - 1);
@@ -503,23 +520,20 @@ impl Running {
 
     /// Asks the most advanced other voter to lead (before a clean stop).
     pub fn resign(&mut self) {
-        if !self.is_leader() {
-            return;
-        }
-        let me = self.raw.raft.id;
-        let best = self.raw.raft.prs().iter().filter(|(id, _)| **id != me);
-        let best = best.max_by_key(|(id, progress)| (progress.matched, **id)).map(|(id, _)| *id);
-        if let Some(best) = best {
-            self.raw.transfer_leader(best);
+        let me = NodeId(self.raw.raft.id);
+        if self.is_leader()
+            && let Some(best) = self.best_voter(|node| node != me)
+        {
+            self.raw.transfer_leader(best.0);
         }
     }
 }
 
 /// What of an entry goes to disk.
 fn record_of(entry: &Entry) -> Record {
-    let data = match Command::decode(&entry.data).ok().and_then(|command| command.without_ephemeral()) {
+    let data = match Command::decode(data_of(entry)).ok().and_then(|command| command.without_ephemeral()) {
         Some(stripped) => stripped.encode(),
-        None => entry.data.to_vec(),
+        None => data_of(entry).to_vec(),
     };
     Record::Entry { index: entry.index, term: entry.term, data }
 }
