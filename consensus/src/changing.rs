@@ -95,8 +95,11 @@ impl Running {
     pub(crate) fn drive_members(&mut self, ctx: &mut Ctx<'_>) {
         let members = &self.machine.members;
         let busy = self.serving.as_ref().is_none_or(|serving| serving.changes_members() || serving.is_full());
-        if !members.is_changing() || busy || self.raw.raft.lead_transferee.is_some() {
+        if busy || self.raw.raft.lead_transferee.is_some() {
             return;
+        }
+        if !members.is_changing() {
+            return self.confirm_members();
         }
         if members.is_joint() {
             let next = members.left();
@@ -120,6 +123,16 @@ impl Running {
         let next = members.entered();
         let next = if ctx.config.planted.has(Bug::MembersNotJoint) { next.left() } else { next };
         self.propose_members(RequestId::default(), next);
+    }
+
+    /// Puts an entry behind the last step of a change: it takes the news that the change is complete to every disk. Until
+    /// then a voter that restarts would ask the old voters for their votes.
+    fn confirm_members(&mut self) {
+        if self.confirmed_by.is_none() && self.machine.members.was_changed() {
+            let index = self.raw.raft.raft_log.last_index() + 1;
+            let proposed = self.raw.propose(Vec::new(), Vec::new()).is_ok();
+            self.confirmed_by = proposed.then_some(index);
+        }
     }
 
     /// The most advanced voter of these that can be heard.
@@ -153,16 +166,16 @@ impl Running {
             }
         }
         self.raw.mut_store().set_members(&members);
-        self.members_index = index;
+        self.confirmed_by = None;
         Ok(())
     }
 
-    /// A candidate that was removed and does not know it is told so. It is heard all the same: it may be this voter that
-    /// lags, and then its vote may be needed.
+    /// A candidate that was removed and does not know it is told so, also by those who were removed later: they may be
+    /// the only ones it knows. It is heard all the same: it may be this voter that lags, and then its vote may be
+    /// needed.
     pub(crate) fn answer_stranger(&mut self, ctx: &mut Ctx<'_>, from: NodeId, kind: MessageType) {
         let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-        let knows = self.is_voter(ctx.config.node) && self.machine.index > 0;
-        if asks && knows && !self.machine.members.contains(from) {
+        if asks && self.machine.index > 0 && !self.machine.members.contains(from) {
             Self::send(ctx, from, Body::NotMember { index: self.machine.index });
         }
     }
@@ -198,11 +211,9 @@ impl Running {
             behind: prs.get(node.0).map_or(last, |progress| last.saturating_sub(progress.matched)),
             heard: self.is_heard(me, node),
         };
-        // A voter that does not know that the change is complete would still ask the old ones for their votes.
-        let knows = |node: &&NodeId| {
-            let at = prs.get(node.0).map_or(0, |progress| progress.committed_index);
-            **node == me || at >= self.members_index
-        };
+        let confirmed = if members.was_changed() { self.confirmed_by } else { Some(0) };
+        let confirmed = confirmed.unwrap_or(u64::MAX);
+        let knows = |node: &&NodeId| prs.get(node.0).is_some_and(|progress| progress.matched >= confirmed);
         let told = members.voters.iter().filter(knows).count();
         let all_told = members.voters.iter().all(|node| !self.is_heard(me, *node) || knows(&node));
         MetaReply::Voters {

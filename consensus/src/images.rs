@@ -126,7 +126,6 @@ impl Running {
         let changes = self.machine.install(image);
         ctx.tell(changes);
         self.raw.mut_store().applied = (index, term);
-        self.members_index = index;
         self.raw.advance_apply_to(index);
         // Requests whose entries lie inside the snapshot were answered there.
         let done: Vec<_> = ctx

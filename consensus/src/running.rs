@@ -71,8 +71,11 @@ pub struct Running {
     pub(crate) election_ticks: usize,
     pub(crate) timeout_of: (u64, u64, StateRole),
     pub(crate) told_leader: (u64, u64),
-    /// Where the members were last changed, or later.
-    pub(crate) members_index: u64,
+    /// The hard state is newer than what the journal was given.
+    pub(crate) hard_changed: bool,
+    /// An entry of this leader's that was sent when the present members had been committed: whoever has it knows
+    /// them, even after a restart.
+    pub(crate) confirmed_by: Option<u64>,
     /// This node was no member any more at this index; it has not seen that yet when it is behind.
     pub(crate) dismissed: u64,
 }
@@ -143,7 +146,8 @@ impl Running {
             ticks: 0,
             election_ticks,
             told_leader: (0, 0),
-            members_index: before.0,
+            hard_changed: false,
+            confirmed_by: None,
             dismissed: 0,
         };
         this.fix_timeout(ctx, false);
@@ -370,8 +374,13 @@ impl Running {
         }
         let messages = ready.take_messages();
         self.send_messages(ctx, messages);
-        if let Some(hard) = ready.hs().filter(|_| ready.must_sync()) {
-            let hard = Hard { term: hard.term, vote: hard.vote, commit: hard.commit };
+        self.hard_changed |= ready.hs().is_some();
+        if self.hard_changed && ready.must_sync() {
+            // A commit alone is not worth a write, but it goes before the next entries: who has a step of a change
+            // of the members must know, after a restart, that the step before was committed.
+            self.hard_changed = false;
+            let raft = &self.raw.raft;
+            let hard = Hard { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed };
             self.appended_seq = self.journal.append(Record::Hard(hard));
         }
         if !ready.snapshot().is_empty() {
@@ -477,6 +486,7 @@ impl Running {
         self.told_leader = now;
         self.serving = None;
         self.search = None;
+        self.confirmed_by = None;
         self.reads.clear(ctx.requests);
         ctx.requests.restart();
         let leader = self.leader();

@@ -112,7 +112,7 @@ fn note(w: &World, told: &mut BTreeMap<Revision, (String, Option<String>)>) -> R
     for slot in &w.slots {
         for (_, revision, changes) in &slot.watch.log {
             let [Change::Put(item)] = changes.as_slice() else { continue };
-            if item.mod_revision != *revision {
+            if item.mod_revision != *revision || !item.key.starts_with("/r/") {
                 continue;
             }
             let now = (item.key.clone(), Some(item.value.clone()));
