@@ -345,6 +345,12 @@ impl MetaNode {
         }
     }
 
+    /// Answers every request in progress: this node is not the way to the store any more. `Unknown` where a leader may
+    /// have acted on it.
+    pub fn abandon_requests(&mut self) {
+        self.requests.fail_all();
+    }
+
     /// To be called after every batch of calls: closes the group commit, and lets messages out.
     pub fn flush(&mut self, env: &mut dyn Env) {
         self.run(env, |running, ctx| running.flush(ctx));

@@ -216,7 +216,6 @@ impl Cluster {
                 addr: SocketAddr::from((node_ip(index), CONTROL_PORT)),
             })
             .collect();
-        let is_voter = voters.iter().any(|voter| voter.node == id);
         let control = ControlConfig {
             node: id,
             host: format!("host-{}", id.0),
@@ -225,7 +224,7 @@ impl Cluster {
             advertise: IpAddr::V4(node_ip(index)),
             http_listen: None,
             voters,
-            meta: is_voter.then_some(MetaRegion { disk: DiskIndex(0), offset: 0, len: META_BYTES }),
+            meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: META_BYTES }),
             data_cores: cores,
             disks,
             problems: Vec::new(),

@@ -193,6 +193,15 @@ pub enum UplinkOut {
     OtherCluster(ClusterId),
 }
 
+/// What an uplink leaves behind.
+#[derive(Debug)]
+pub struct UplinkEnd {
+    /// Requests that no voter was given.
+    pub unsent: Vec<(u64, MetaRequest)>,
+    /// Answers to all others.
+    pub replies: Vec<(u64, MetaReply)>,
+}
+
 /// A node that is no voter uses one voter at a time: it watches everything there and sends its requests
 /// there.
 #[derive(Debug)]
@@ -220,20 +229,42 @@ const WAITING_MS: u64 = 5_000;
 const UNANSWERED_MS: u64 = 1_500;
 
 impl Uplink {
-    /// Not connected. `voters` is not empty; `start` spreads nodes over them.
-    pub fn new(voters: &[Voter], start: u64) -> Option<Self> {
+    /// Not connected. `voters` is not empty; `start` spreads nodes over them, `newest` is what the node has seen.
+    pub fn new(voters: &[Voter], start: u64, newest: Revision) -> Option<Self> {
         let at = (start % voters.len().max(1) as u64) as usize;
         Some(Self {
             voters: voters.to_vec(),
             at,
             link: Link::new(*voters.get(at)?),
             parts: Vec::new(),
-            newest: Revision(0),
+            newest,
             watching: false,
             waiting: VecDeque::new(),
             sent: BTreeMap::new(),
             out: Vec::new(),
         })
+    }
+
+    /// From the next connection on these are the voters.
+    pub fn set_voters(&mut self, voters: Vec<Voter>) {
+        if !voters.is_empty() {
+            self.voters = voters;
+        }
+    }
+
+    /// This node needs no uplink any more.
+    pub fn end(mut self, env: &mut dyn Env) -> UplinkEnd {
+        self.link.drop_connection(env);
+        let unknown = MetaReply::failed(Status::Unknown);
+        let heard = self.out.into_iter().filter_map(|out| match out {
+            UplinkOut::Reply(ticket, reply) => Some((ticket, reply)),
+            _ => None,
+        });
+        let sent = self.sent.into_keys().map(|ticket| (ticket, unknown.clone()));
+        UplinkEnd {
+            unsent: self.waiting.into_iter().map(|(ticket, request, _)| (ticket, request)).collect(),
+            replies: heard.chain(sent).collect(),
+        }
     }
 
     /// Whether this connection is the uplink's.

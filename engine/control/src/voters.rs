@@ -1,0 +1,235 @@
+//! Who keeps the metadata changes while the cluster runs: this node's way to the store and its connections to
+//! the voters follow.
+//!
+//! A node that has room for the metadata holds a `MetaNode` whether it votes or not. Until it votes, `spare` waits
+//! with a blank region or is being filled, and the node lives from a voter as any other; when it votes and is
+//! as far as what this node has seen, it becomes the way to the store. A voter that was removed goes the other way.
+
+use crate::config::{ControlConfig, ControlError, Voter};
+use crate::core::{ControlCore, META_TOKENS};
+use crate::drive::Meta;
+use crate::links::{Link, Uplink};
+use consensus::bounds::VOTERS_MAX;
+use consensus::{MetaConfig, MetaError, MetaNode, MetaOutput, Standing, VOTERS_KEY};
+use reactor::Env;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use wire::control::{KeyValue, VoterAddress};
+use wire::{NodeId, Revision};
+
+/// Connections to members of the group: twice the voters while all of them change.
+const LINKS_MAX: usize = 2 * VOTERS_MAX;
+
+/// The value of `VOTERS_KEY`.
+#[derive(Deserialize, Default)]
+struct Known {
+    #[serde(default)]
+    voters: Vec<KnownVoter>,
+    #[serde(default)]
+    leaving: Vec<KnownVoter>,
+    #[serde(default)]
+    joining: Vec<KnownVoter>,
+}
+
+#[derive(Deserialize)]
+struct KnownVoter {
+    node: NodeId,
+    address: Option<String>,
+}
+
+fn meta_config(config: &ControlConfig) -> Option<MetaConfig> {
+    let region = config.meta?;
+    let address = |voter: &Voter| VoterAddress { node: voter.node, address: voter.addr.to_string() };
+    Some(MetaConfig {
+        node: config.node,
+        voters: config.voters.iter().map(|voter| voter.node).collect(),
+        addresses: config.voters.iter().map(address).collect(),
+        cluster: config.cluster,
+        disk: region.disk,
+        region_offset: region.offset,
+        region_len: region.len,
+        tokens: META_TOKENS,
+        planted: config.meta_planted,
+    })
+}
+
+impl ControlCore {
+    /// The way to the metadata as the configuration says; what the region says comes when it has been read.
+    pub(crate) fn open_meta(&mut self, env: &mut dyn Env) -> Result<(), ControlError> {
+        let config = &self.config;
+        let meta = meta_config(config);
+        if config.voters.iter().any(|voter| voter.node == config.node) {
+            let meta = meta.ok_or(ControlError::Config("a voter needs a metadata region"))?;
+            let others = config.voters.iter().filter(|voter| voter.node != config.node);
+            self.links = others.map(|voter| Link::new(*voter)).collect();
+            self.meta = Meta::Voter(Box::new(MetaNode::open(env, meta)));
+            return Ok(());
+        }
+        let uplink = Uplink::new(&config.voters, env.random(), Revision(0))
+            .ok_or(ControlError::Config("there must be a voter"))?;
+        self.meta = Meta::Remote(Box::new(uplink));
+        self.spare = meta.map(|meta| Box::new(MetaNode::open(env, meta)));
+        Ok(())
+    }
+
+    /// This node's part in the group, whether it is the way to the store or not.
+    pub(crate) fn member(&mut self) -> Option<&mut MetaNode> {
+        match &mut self.meta {
+            Meta::Voter(node) => Some(node),
+            _ => self.spare.as_deref_mut(),
+        }
+    }
+
+    fn known_voters(&self) -> Known {
+        let item = self.mirror.get(VOTERS_KEY);
+        item.and_then(|item| serde_json::from_str(&item.value).ok()).unwrap_or_default()
+    }
+
+    /// Where a node's control core is reached. What the configuration says comes first: it may have been changed
+    /// because all addresses have.
+    fn address_of(&self, node: NodeId) -> Option<SocketAddr> {
+        let configured = self.config.voters.iter().find(|voter| voter.node == node).map(|voter| voter.addr);
+        let registered = || self.view.nodes().get(&node).map(|record| record.control);
+        let published = || {
+            let known = self.known_voters();
+            let mut all = known.voters.iter().chain(&known.leaving).chain(&known.joining);
+            all.find(|voter| voter.node == node)?.address.as_ref()?.parse().ok()
+        };
+        configured.or_else(registered).or_else(published)
+    }
+
+    /// The connection to a member, made when there is none.
+    pub(crate) fn link_to(&mut self, node: NodeId) -> Option<&Link> {
+        if !self.links.iter().any(|link| link.peer() == node) && self.links.len() < LINKS_MAX {
+            let addr = self.address_of(node).filter(|_| node != self.config.node)?;
+            self.links.push(Link::new(Voter { node, addr }));
+        }
+        self.links.iter().find(|link| link.peer() == node)
+    }
+
+    /// Ends connections to nodes that are no members any more.
+    pub(crate) fn prune_links(&mut self, env: &mut dyn Env) {
+        let Some(node) = self.member() else { return };
+        let voter = node.standing() == Standing::Voter;
+        let members = node.members();
+        if !voter || self.links.iter().all(|link| members.contains(&link.peer())) {
+            return;
+        }
+        self.links.retain_mut(|link| {
+            let stays = members.contains(&link.peer());
+            if !stays {
+                link.drop_connection(env);
+            }
+            stays
+        });
+    }
+
+    /// Voters that this node can live from.
+    fn others(&self) -> Vec<Voter> {
+        let known = self.known_voters().voters;
+        let known = known.iter().filter_map(|voter| {
+            let addr = self.address_of(voter.node)?;
+            Some(Voter { node: voter.node, addr })
+        });
+        let mut all: Vec<Voter> = known.collect();
+        if all.is_empty() {
+            all.clone_from(&self.config.voters);
+        }
+        all.retain(|voter| voter.node != self.config.node);
+        all
+    }
+
+    /// Hears what the spare has to say; whether there was anything.
+    pub(crate) fn hear_spare(&mut self, env: &mut dyn Env) -> bool {
+        let mut heard = false;
+        while let Some(output) = self.spare.as_mut().and_then(|node| node.poll()) {
+            heard = true;
+            match output {
+                MetaOutput::Send { to, bytes } => self.carry(env, to, bytes),
+                MetaOutput::Reply { ticket, reply } => self.answered(env, ticket, reply),
+                MetaOutput::Failed(error) => self.spare_failed(&error),
+                MetaOutput::Changes { .. } | MetaOutput::Leader { .. } => {}
+            }
+        }
+        heard
+    }
+
+    /// The node serves its disks all the same.
+    fn spare_failed(&mut self, error: &MetaError) {
+        tracing::error!(node = %self.config.node, %error, "this node cannot become a metadata voter");
+        self.spare = None;
+    }
+
+    /// Changes the way to the store when this node has become a voter or is none any more. To be called when
+    /// everything has been heard.
+    pub(crate) fn follow_voters(&mut self, env: &mut dyn Env) {
+        match &self.meta {
+            Meta::Voter(node) if node.standing() == Standing::Outside => self.leave_group(env),
+            Meta::Remote(_) => {
+                let seen = self.mirror.revision();
+                let ready = self.spare.as_ref().is_some_and(|node| {
+                    node.standing() == Standing::Voter && node.is_ready() && node.kv().revision() >= seen
+                });
+                if ready && self.incoming.is_empty() {
+                    self.enter_group(env);
+                } else {
+                    self.follow_uplink();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn enter_group(&mut self, env: &mut dyn Env) {
+        let Some(mut node) = self.spare.take() else { return };
+        tracing::info!(node = %self.config.node, "this node is a metadata voter from now on");
+        let items: Vec<KeyValue> = node
+            .kv()
+            .range("")
+            .map(|(key, item)| KeyValue {
+                key: key.to_owned(),
+                value: item.value.clone(),
+                mod_revision: item.mod_revision,
+                lease: item.lease,
+            })
+            .collect();
+        let changes = self.mirror.difference(&items);
+        let revision = node.kv().revision();
+        let before = match std::mem::replace(&mut self.meta, Meta::None) {
+            Meta::Remote(uplink) => uplink.end(env),
+            _ => return,
+        };
+        for (ticket, request) in before.unsent {
+            node.submit(env, ticket, request);
+        }
+        self.meta = Meta::Voter(node);
+        for (ticket, reply) in before.replies {
+            self.answered(env, ticket, reply);
+        }
+        self.changed(revision, changes);
+    }
+
+    fn leave_group(&mut self, env: &mut dyn Env) {
+        let others = self.others();
+        let Some(uplink) = Uplink::new(&others, env.random(), self.mirror.revision()) else { return };
+        tracing::warn!(node = %self.config.node, "this node is no metadata voter any more; it goes on as any other");
+        if let Meta::Voter(mut node) = std::mem::replace(&mut self.meta, Meta::Remote(Box::new(uplink))) {
+            // The lease is to be renewed elsewhere, now.
+            node.abandon_requests();
+            self.spare = Some(node);
+        }
+    }
+
+    /// The uplink learns of new voters.
+    fn follow_uplink(&mut self) {
+        let Some(at) = self.mirror.get(VOTERS_KEY).map(|item| item.mod_revision) else { return };
+        if at == self.voters_seen {
+            return;
+        }
+        self.voters_seen = at;
+        let others = self.others();
+        if let Meta::Remote(uplink) = &mut self.meta {
+            uplink.set_voters(others);
+        }
+    }
+}
