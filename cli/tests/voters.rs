@@ -33,7 +33,6 @@ fn a_lost_voter_is_replaced_and_then_another_one_may_be_lost() {
     load.more(50);
     for (args, says) in [
         (["3", "3"], "votes already"),
-        (["4", "3"], "votes already"),
         (["9", "4"], "no voter"),
         (["3", "9"], "does not know node 9"),
     ] {

@@ -324,6 +324,14 @@ impl MetaNode {
         }
     }
 
+    /// Where a member is reached, when a change of the members has said so. Known before the replica is ready.
+    pub fn address_of(&self, node: NodeId) -> Option<&str> {
+        match &self.phase {
+            Phase::Running(running) => running.machine.members().address(node),
+            _ => None,
+        }
+    }
+
     /// All members of the group, as far as this node knows.
     pub fn members(&self) -> Vec<NodeId> {
         match &self.phase {

@@ -27,7 +27,7 @@ use wire::{CONTROL_CORE, ClusterId, CoreId, DiskUuid, NodeId, SliceId};
 /// The cluster's name.
 const CLUSTER: ClusterId = ClusterId(0x51e0);
 /// Where control cores listen.
-const CONTROL_PORT: u16 = 700;
+pub(crate) const CONTROL_PORT: u16 = 700;
 /// Bytes of the metadata store's region: small, so that its log wraps and snapshots are taken.
 const META_BYTES: u64 = 4 << 20;
 /// Bytes of a control core's and a client's arena.
@@ -102,7 +102,7 @@ pub struct Cluster {
     counted: Vec<Counted>,
 }
 
-fn node_ip(index: usize) -> Ipv4Addr {
+pub(crate) fn node_ip(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, 1 + index as u8)
 }
 

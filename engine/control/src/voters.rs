@@ -20,15 +20,11 @@ use wire::{NodeId, Revision};
 /// Connections to members of the group: twice the voters while all of them change.
 const LINKS_MAX: usize = 2 * VOTERS_MAX;
 
-/// The value of `VOTERS_KEY`.
+/// What counts here of the value of `VOTERS_KEY`.
 #[derive(Deserialize, Default)]
 struct Known {
     #[serde(default)]
     voters: Vec<KnownVoter>,
-    #[serde(default)]
-    leaving: Vec<KnownVoter>,
-    #[serde(default)]
-    joining: Vec<KnownVoter>,
 }
 
 #[derive(Deserialize)]
@@ -90,12 +86,16 @@ impl ControlCore {
     fn address_of(&self, node: NodeId) -> Option<SocketAddr> {
         let configured = self.config.voters.iter().find(|voter| voter.node == node).map(|voter| voter.addr);
         let registered = || self.view.nodes().get(&node).map(|record| record.control);
-        let published = || {
-            let known = self.known_voters();
-            let mut all = known.voters.iter().chain(&known.leaving).chain(&known.joining);
-            all.find(|voter| voter.node == node)?.address.as_ref()?.parse().ok()
+        let own = match &self.meta {
+            Meta::Voter(own) => Some(own),
+            _ => self.spare.as_ref(),
         };
-        configured.or_else(registered).or_else(published)
+        let replicated = || own?.address_of(node)?.parse().ok();
+        let published = || {
+            let known = self.known_voters().voters;
+            known.iter().find(|voter| voter.node == node)?.address.as_ref()?.parse().ok()
+        };
+        configured.or_else(registered).or_else(replicated).or_else(published)
     }
 
     /// The connection to a member, made when there is none.
