@@ -31,11 +31,9 @@ fn a_lost_voter_is_replaced_and_then_another_one_may_be_lost() {
     let mut cluster = four();
     let load = Load::start(&cluster);
     load.more(50);
-    for (args, says) in [
-        (["3", "3"], "votes already"),
-        (["9", "4"], "no voter"),
-        (["3", "9"], "does not know node 9"),
-    ] {
+    for (args, says) in
+        [(["3", "3"], "votes already"), (["9", "4"], "no voter"), (["3", "9"], "does not know node 9")]
+    {
         let said = cluster.fails(&["meta", "voters", "replace", args[0], args[1]]);
         assert!(said.contains(says) && said.contains("cannot replace voter"), "{said}");
     }
@@ -84,7 +82,8 @@ fn a_living_voter_that_is_replaced_goes_on_as_an_ordinary_node() {
     cluster.ok(&["meta", "voters", "replace", &leader.to_string(), "4"]);
     assert!(!voters(&cluster).contains(&leader.0));
     load.more(50);
-    let up = |cluster: &TestCluster| cli::health::ClusterStatus::read(&mut cluster.admin()).unwrap().nodes_up();
+    let up =
+        |cluster: &TestCluster| cli::health::ClusterStatus::read(&mut cluster.admin()).unwrap().nodes_up();
     wait_until("four nodes", || up(&cluster) == 4);
     let index = leader.0 as usize - 1;
     // It takes part under its old command line, and can be taken back.

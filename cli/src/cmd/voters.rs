@@ -111,7 +111,9 @@ fn ls(global: &Global, cluster: &mut Cluster) -> Result<(), CliError> {
     let lines: Vec<Line> = now.members.iter().map(|member| Line::of(member, &nodes)).collect();
     if global.json {
         let change = (!now.target.is_empty()).then_some(&now.target);
-        return output::json(&serde_json::json!({ "members": lines, "changing_to": change, "settled": now.settled }));
+        return output::json(
+            &serde_json::json!({ "members": lines, "changing_to": change, "settled": now.settled }),
+        );
     }
     let mut table = Table::new(&["NODE", "ROLE", "ADDRESS", "BEHIND", "HEARD"]);
     for line in lines {
@@ -152,9 +154,8 @@ fn refusal(what: &str, status: Status, cancels: bool) -> CliError {
 /// Where a node that is to vote is reached; it must be up.
 fn address(cluster: &mut Cluster, what: &str, node: NodeId) -> Result<VoterAddress, CliError> {
     let failed = |problem| CliError::Voters { what: what.to_owned(), problem };
-    let (record, _) = cluster
-        .get::<Node>(&key::node(node))?
-        .ok_or_else(|| failed(VotersProblem::UnknownNode(node)))?;
+    let (record, _) =
+        cluster.get::<Node>(&key::node(node))?.ok_or_else(|| failed(VotersProblem::UnknownNode(node)))?;
     if cluster.get::<Live>(&key::live(node))?.is_none() {
         return Err(failed(VotersProblem::NodeDown(node)));
     }
@@ -174,7 +175,8 @@ fn change(
         _ => format!("remove voters {}", list(remove)),
     };
     let is_done = |now: &Members| {
-        let votes = |node: &NodeId| now.members.iter().any(|m| m.node == *node && m.role != VoterRole::Learner);
+        let votes =
+            |node: &NodeId| now.members.iter().any(|m| m.node == *node && m.role != VoterRole::Learner);
         add.iter().all(votes) && !remove.iter().any(votes)
     };
     let now = cluster.voters()?;

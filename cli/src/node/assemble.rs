@@ -196,12 +196,7 @@ fn control_config(
     }
 }
 
-fn control_core(
-    config: ControlConfig,
-    meta: Arc<DiskFile>,
-    stats: Arc<CoreStats>,
-    spin_us: u32,
-) -> CorePlan {
+fn control_core(config: ControlConfig, meta: Arc<DiskFile>, stats: Arc<CoreStats>, spin_us: u32) -> CorePlan {
     let options = CoreOptions {
         disks: vec![meta],
         arena_bytes: CONTROL_BUFFER_BYTES,

@@ -48,7 +48,11 @@ fn packets() -> Vec<Packet> {
         packet(Body::Answer {
             session: 1,
             seq: 2,
-            reply: wire::control::MetaReply::Voters { members: vec![], target: vec![NodeId(1)], settled: true },
+            reply: wire::control::MetaReply::Voters {
+                members: vec![],
+                target: vec![NodeId(1)],
+                settled: true,
+            },
         }),
     ]
 }

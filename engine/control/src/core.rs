@@ -43,6 +43,8 @@ pub struct ControlCore {
     pub(crate) spare: Option<Box<MetaNode>>,
     /// Revision of the voters that the uplink knows.
     pub(crate) voters_seen: Revision,
+    /// It is time to look for others.
+    pub(crate) voters_due: bool,
     pub(crate) links: Vec<Link>,
     pub(crate) server: Server,
     pub(crate) http: Http,
@@ -84,6 +86,7 @@ impl ControlCore {
             meta: Meta::None,
             spare: None,
             voters_seen: Revision(0),
+            voters_due: false,
             links: Vec::new(),
             server: Server::default(),
             http: Http::default(),
@@ -175,6 +178,7 @@ impl ControlCore {
         self.http.on_tick(env);
         if self.ticks.is_multiple_of(20) {
             self.wishes.retry();
+            self.voters_due = true;
         }
     }
 

@@ -214,6 +214,8 @@ pub struct Uplink {
     /// The latest revision passed on: a voter that lags behind it must not take this node back in time.
     newest: Revision,
     watching: bool,
+    /// When the voter last brought something of the snapshot, or was to begin.
+    snapshot_at: Mono,
     waiting: VecDeque<(u64, MetaRequest, Mono)>,
     /// Requests on their way, and when they were sent.
     sent: BTreeMap<u64, Mono>,
@@ -227,6 +229,9 @@ const WAITING_MS: u64 = 5_000;
 /// A voter that leaves a request unanswered for so long, in milliseconds, hangs: another one is tried.
 /// Longer than an election, short enough that a lost lease is soon replaced.
 const UNANSWERED_MS: u64 = 1_500;
+/// A voter that brings nothing of the snapshot for so long, in milliseconds, has none: it may be a voter no more, and
+/// live from this very node.
+const SNAPSHOT_MS: u64 = 3_000;
 
 impl Uplink {
     /// Not connected. `voters` is not empty; `start` spreads nodes over them, `newest` is what the node has seen.
@@ -239,6 +244,7 @@ impl Uplink {
             parts: Vec::new(),
             newest,
             watching: false,
+            snapshot_at: Mono(0),
             waiting: VecDeque::new(),
             sent: BTreeMap::new(),
             out: Vec::new(),
@@ -289,6 +295,10 @@ impl Uplink {
         if self.sent.values().any(|sent| now > sent.plus_ms(UNANSWERED_MS)) {
             self.link.drop_connection(env);
         }
+        let silent = !self.watching && now > self.snapshot_at.plus_ms(SNAPSHOT_MS);
+        if self.link.is_up() && silent {
+            self.link.drop_connection(env);
+        }
     }
 
     /// The connection has ended: the next voter is tried.
@@ -312,6 +322,7 @@ impl Uplink {
     pub fn frame(&mut self, env: &mut dyn Env, me: Me, frame: &Frame) {
         match self.link.frame(env, me, frame) {
             Linked::Up => {
+                self.snapshot_at = env.now();
                 self.link.send(env, &ControlMsg::Subscribe { prefixes: vec!["/".to_owned()] });
                 self.flush(env);
             }
@@ -329,6 +340,7 @@ impl Uplink {
                 }
             }
             ControlMsg::Snapshot { revision, items, more } => {
+                self.snapshot_at = env.now();
                 self.parts.extend(items);
                 if !more && revision < self.newest {
                     // Another voter, or this one when it has caught up.

@@ -124,7 +124,8 @@ impl ControlCore {
         });
     }
 
-    /// Voters that this node can live from.
+    /// Voters that this node can live from: those in the store, those in its own region, those it was started with. Each
+    /// may be one no more; then it knows later ones. Who has nobody asks any other node.
     fn others(&self) -> Vec<Voter> {
         let known = self.known_voters().voters;
         let known = known.iter().filter_map(|voter| {
@@ -132,10 +133,20 @@ impl ControlCore {
             Some(Voter { node: voter.node, addr })
         });
         let mut all: Vec<Voter> = known.collect();
-        if all.is_empty() {
-            all.clone_from(&self.config.voters);
-        }
+        let own = match &self.meta {
+            Meta::Voter(own) => Some(own),
+            _ => self.spare.as_ref(),
+        };
+        let members = own.map(|own| own.members()).unwrap_or_default();
+        all.extend(members.into_iter().filter_map(|node| Some(Voter { node, addr: self.address_of(node)? })));
+        all.extend(&self.config.voters);
         all.retain(|voter| voter.node != self.config.node);
+        if all.is_empty() {
+            let nodes = self.view.nodes().values().filter(|node| node.id != self.config.node);
+            all.extend(nodes.map(|node| Voter { node: node.id, addr: node.control }));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        all.retain(|voter| seen.insert(voter.node));
         all
     }
 
@@ -164,7 +175,10 @@ impl ControlCore {
     /// everything has been heard.
     pub(crate) fn follow_voters(&mut self, env: &mut dyn Env) {
         match &self.meta {
-            Meta::Voter(node) if node.standing() == Standing::Outside => self.leave_group(env),
+            // One that was taken back and is being filled may be given up again without hearing of it.
+            Meta::Voter(node) if matches!(node.standing(), Standing::Outside | Standing::Learner) => {
+                self.leave_group(env);
+            }
             Meta::Remote(_) => {
                 let seen = self.mirror.revision();
                 let ready = self.spare.as_ref().is_some_and(|node| {
@@ -220,13 +234,14 @@ impl ControlCore {
         }
     }
 
-    /// The uplink learns of new voters.
+    /// The uplink learns of new voters: at once from the store, and within a second from the node's own region.
     fn follow_uplink(&mut self) {
-        let Some(at) = self.mirror.get(VOTERS_KEY).map(|item| item.mod_revision) else { return };
-        if at == self.voters_seen {
+        let at = self.mirror.get(VOTERS_KEY).map_or(Revision(0), |item| item.mod_revision);
+        if at == self.voters_seen && !self.voters_due {
             return;
         }
         self.voters_seen = at;
+        self.voters_due = false;
         let others = self.others();
         if let Meta::Remote(uplink) = &mut self.meta {
             uplink.set_voters(others);
