@@ -422,9 +422,7 @@ impl RaftMsg {
 /// An entry of the crate's type. Its `data` is protobuf where the members change, which nobody here reads or keeps:
 /// the command is beside it.
 pub fn entry(term: u64, index: u64, data: Vec<u8>) -> Entry {
-    let mut entry = Entry::default();
-    entry.term = term;
-    entry.index = index;
+    let mut entry = Entry { term, index, ..Entry::default() };
     if is_members(&data) {
         entry.set_entry_type(EntryType::EntryConfChangeV2);
         entry.context = data.into();
