@@ -107,8 +107,12 @@ impl ControlCore {
         self.links.iter().find(|link| link.peer() == node)
     }
 
-    /// Ends connections to nodes that are no members any more.
+    /// Ends connections to nodes that are no members any more, when others need the room: until then they carry the news
+    /// that a node was removed.
     pub(crate) fn prune_links(&mut self, env: &mut dyn Env) {
+        if self.links.len() < LINKS_MAX {
+            return;
+        }
         let Some(node) = self.member() else { return };
         let voter = node.standing() == Standing::Voter;
         let members = node.members();
@@ -175,8 +179,12 @@ impl ControlCore {
     /// everything has been heard.
     pub(crate) fn follow_voters(&mut self, env: &mut dyn Env) {
         match &self.meta {
-            // One that was taken back and is being filled may be given up again without hearing of it.
-            Meta::Voter(node) if matches!(node.standing(), Standing::Outside | Standing::Learner) => {
+            // One that was taken back and is being filled may be given up again without hearing of it. What it has heard
+            // must have been passed on first: the uplink is not to begin before it.
+            Meta::Voter(node)
+                if matches!(node.standing(), Standing::Outside | Standing::Learner)
+                    && self.incoming.is_empty() =>
+            {
                 self.leave_group(env);
             }
             Meta::Remote(_) => {
