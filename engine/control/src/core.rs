@@ -168,6 +168,10 @@ impl ControlCore {
         self.links.iter_mut().for_each(|link| link.on_tick(env));
         if let Meta::Remote(uplink) = &mut self.meta {
             uplink.on_tick(env);
+            if self.server.feeds(uplink.peer()) {
+                // Two that vote no more would hear of nothing but each other.
+                uplink.give_up(env);
+            }
         }
         if let Some(node) = self.member() {
             node.on_tick(env);

@@ -258,6 +258,16 @@ impl Uplink {
         }
     }
 
+    /// Whom this node lives from.
+    pub fn peer(&self) -> NodeId {
+        self.link.peer()
+    }
+
+    /// Tries the next voter.
+    pub fn give_up(&mut self, env: &mut dyn Env) {
+        self.link.drop_connection(env);
+    }
+
     /// This node needs no uplink any more.
     pub fn end(mut self, env: &mut dyn Env) -> UplinkEnd {
         self.link.drop_connection(env);
