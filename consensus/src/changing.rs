@@ -1,16 +1,16 @@
 //! Running: changes of the membership. The leader decides whether a change may begin and when its next step is due;
 //! everybody applies the steps; who has been removed is told so and keeps quiet.
 
-use crate::bounds::{CAUGHT_UP_ENTRIES, TRANSFER_RETRY_TICKS};
+use crate::bounds::{ADDRESS_BYTES_MAX, CAUGHT_UP_ENTRIES, TRANSFER_RETRY_TICKS, VOTERS_MAX};
 use crate::codec::{Body, Command, Op, RequestId, Verdict};
 use crate::error::MetaError;
 use crate::machine::refused;
 use crate::members::{Members, VOTERS_KEY, shape, way};
-use crate::node::Ctx;
+use crate::node::{Ctx, MetaConfig};
 use crate::planted::Bug;
 use crate::running::Running;
 use raft::eraftpb::{EntryType, MessageType};
-use wire::control::{MetaReply, MetaRequest, VoterInfo, VoterRole, Write};
+use wire::control::{MetaReply, MetaRequest, VoterAddress, VoterInfo, VoterRole, Write};
 use wire::{NodeId, Status};
 
 fn write(members: &Members) -> Vec<Write> {
@@ -156,7 +156,8 @@ impl Running {
         if self.is_leader() {
             for gone in before.all().into_iter().filter(|node| !members.contains(*node)) {
                 if gone != ctx.config.node {
-                    Self::send(ctx, gone, Body::NotMember { index });
+                    let voters = self.voter_addresses(ctx.config);
+                    Self::send(ctx, gone, Body::NotMember { index, voters });
                 }
             }
             if !members.is_voter(ctx.config.node) {
@@ -176,15 +177,38 @@ impl Running {
     pub(crate) fn answer_stranger(&mut self, ctx: &mut Ctx<'_>, from: NodeId, kind: MessageType) {
         let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
         if asks && self.machine.index > 0 && !self.machine.members.contains(from) {
-            Self::send(ctx, from, Body::NotMember { index: self.machine.index });
+            let voters = self.voter_addresses(ctx.config);
+            Self::send(ctx, from, Body::NotMember { index: self.machine.index, voters });
         }
     }
 
     /// Somebody says that this node was no member any more at an index. It counts when it is news.
-    pub(crate) fn on_not_member(&mut self, index: u64) {
-        if !self.is_leader() && index > self.machine.index {
-            self.dismissed = self.dismissed.max(index);
+    pub(crate) fn on_not_member(&mut self, index: u64, voters: Vec<VoterAddress>) {
+        let sound = voters.len() <= VOTERS_MAX
+            && voters.iter().all(|known| known.node != NodeId(0) && known.address.len() <= ADDRESS_BYTES_MAX);
+        if sound && !self.is_leader() && index > self.machine.index && index >= self.dismissed {
+            self.dismissed = index;
+            self.successors = voters;
         }
+    }
+
+    /// Who votes, as far as this node knows, and the index of the log at which that was so.
+    pub(crate) fn latest_voters(&self, config: &MetaConfig) -> (u64, Vec<VoterAddress>) {
+        if self.is_dismissed() {
+            return (self.dismissed, self.successors.clone());
+        }
+        (self.machine.index, self.voter_addresses(config))
+    }
+
+    fn voter_addresses(&self, config: &MetaConfig) -> Vec<VoterAddress> {
+        let one = |node: &NodeId| VoterAddress { node: *node, address: self.address_or_empty(config, *node) };
+        self.machine.members.voters.iter().map(one).collect()
+    }
+
+    fn address_or_empty(&self, config: &MetaConfig, node: NodeId) -> String {
+        let configured = || config.addresses.iter().find(|known| known.node == node);
+        let known = self.machine.members.address(node);
+        known.or_else(|| configured().map(|known| known.address.as_str())).unwrap_or_default().to_owned()
     }
 
     /// The members as this leader sees them.
@@ -200,14 +224,7 @@ impl Running {
                 _ if members.voters.contains(&node) => VoterRole::Voter,
                 _ => VoterRole::Leaving,
             },
-            address: members
-                .address(node)
-                .or_else(|| {
-                    let known = ctx.config.addresses.iter().find(|known| known.node == node);
-                    known.map(|known| known.address.as_str())
-                })
-                .unwrap_or_default()
-                .to_owned(),
+            address: self.address_or_empty(ctx.config, node),
             behind: prs.get(node.0).map_or(last, |progress| last.saturating_sub(progress.matched)),
             heard: self.is_heard(me, node),
         };

@@ -10,7 +10,7 @@ use protobuf::RepeatedField;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 use thiserror::Error;
-use wire::control::{MetaReply, MetaRequest, Write};
+use wire::control::{MetaReply, MetaRequest, VoterAddress, Write};
 use wire::{ClusterId, NodeId};
 
 /// Version of everything in this file; the first byte of a packet and of a command.
@@ -96,6 +96,9 @@ pub enum Body {
     NotMember {
         /// At this index of the log, at the latest, that was so.
         index: u64,
+        /// Who voted then, and where they are reached; an address is empty when the sender was never told. Who was
+        /// away while all voters it knew were replaced has no other way to the store.
+        voters: Vec<VoterAddress>,
     },
 }
 

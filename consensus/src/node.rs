@@ -340,6 +340,15 @@ impl MetaNode {
         }
     }
 
+    /// Who votes as far as this node knows, and the index of the log, so the revision, at which that was so. Addresses that
+    /// nobody has told are empty.
+    pub fn latest_voters(&self) -> Option<(u64, Vec<VoterAddress>)> {
+        match &self.phase {
+            Phase::Running(running) => Some(running.latest_voters(&self.config)),
+            _ => None,
+        }
+    }
+
     /// Takes a request; exactly one `Reply` with this ticket follows, at the latest after
     /// `REQUEST_DEADLINE_MS`. Malformed requests fail with `Invalid`. When no answer can be had:
     /// `NotActive` means that nothing was done, `Unknown` that it may have been.

@@ -27,6 +27,7 @@ use raft::{RawNode, SnapshotStatus, StateRole};
 use reactor::{DiskError, Env, Token};
 use std::collections::{BTreeSet, VecDeque};
 use wire::NodeId;
+use wire::control::VoterAddress;
 
 /// Rounds of `Ready` handled in one flush: each needs new input, so this is never reached; it bounds a
 /// step all the same.
@@ -78,6 +79,8 @@ pub struct Running {
     pub(crate) confirmed_by: Option<u64>,
     /// This node was no member any more at this index; it has not seen that yet when it is behind.
     pub(crate) dismissed: u64,
+    /// Who voted at that index.
+    pub(crate) successors: Vec<VoterAddress>,
 }
 
 fn draw_timeout(env: &mut dyn Env) -> usize {
@@ -149,6 +152,7 @@ impl Running {
             hard_changed: false,
             confirmed_by: None,
             dismissed: 0,
+            successors: Vec::new(),
         };
         this.fix_timeout(ctx, false);
         // After a common start the first voter need not wait for a whole timeout; where a leader lives, the
@@ -261,7 +265,7 @@ impl Running {
                     search.lost.insert(from);
                 }
             }
-            Body::NotMember { index } => self.on_not_member(index),
+            Body::NotMember { index, voters } => self.on_not_member(index, voters),
         }
         self.fix_timeout(ctx, false);
         Ok(())

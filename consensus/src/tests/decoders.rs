@@ -9,7 +9,7 @@ use crate::planted::Planted;
 use crate::testing::{CLUSTER, Options, World, put};
 use proptest::prelude::*;
 use wire::NodeId;
-use wire::control::Write;
+use wire::control::{VoterAddress, Write};
 
 fn packets() -> Vec<Packet> {
     let packet = |body| Packet { cluster: CLUSTER, from: NodeId(2), body };
@@ -40,7 +40,10 @@ fn packets() -> Vec<Packet> {
         packet(Body::Chunk(chunk)),
         packet(Body::Forward { id: RequestId { session: 1, seq: 2, floor: 1 }, request: put("/a", "1") }),
         packet(Body::WantEphemeral),
-        packet(Body::NotMember { index: 7 }),
+        packet(Body::NotMember {
+            index: 7,
+            voters: vec![VoterAddress { node: NodeId(4), address: "10.0.0.4:700".to_owned() }],
+        }),
         packet(Body::Forward {
             id: RequestId { session: 1, seq: 2, floor: 1 },
             request: World::change_request(&[3], &[1]),

@@ -215,6 +215,11 @@ fn who_was_removed_and_comes_back_neither_votes_nor_disturbs() {
         w.start(gone);
         let outside = |w: &World| w.node(gone).standing() == Standing::Outside;
         assert!(w.run_until(3_000, outside), "{}", w.describe());
+        // It is told where to go on: all whom it knew may have been removed.
+        let (_, told) = w.node(gone).latest_voters().unwrap();
+        let mut present = vec![leader, (leader + 2) % 3, 3];
+        present.sort_unstable();
+        assert_eq!(told, present.into_iter().map(World::address).collect::<Vec<_>>());
         w.run_ms(3_000);
         assert_eq!((w.node(leader).status().term, w.leader()), (term, before), "seed {seed}");
         // With its help there would be a majority of the old voters; of the present ones there is none.
@@ -368,7 +373,11 @@ fn a_node_that_joins_never_leads_a_group_of_its_own() {
     for node in [3, 4] {
         assert_eq!((w.node(node).standing(), w.node(node).status().term), (Standing::Blank, 0));
         // What is no leader's does not wake it.
-        let packet = Packet { cluster: CLUSTER, from: World::id(0), body: Body::NotMember { index: 9 } };
+        let packet = Packet {
+            cluster: CLUSTER,
+            from: World::id(0),
+            body: Body::NotMember { index: 9, voters: Vec::new() },
+        };
         w.with(node, |meta, env| meta.on_message(env, packet.from, &packet.encode()));
         assert_eq!(w.node(node).standing(), Standing::Blank);
     }
