@@ -207,6 +207,8 @@ pub struct UplinkEnd {
 #[derive(Debug)]
 pub struct Uplink {
     voters: Vec<Voter>,
+    /// How many of `voters`, from the first on, are known to vote; the others are tried when those do not answer.
+    present: usize,
     at: usize,
     link: Link,
     /// Parts of a snapshot that is still arriving.
@@ -232,6 +234,10 @@ const UNANSWERED_MS: u64 = 1_500;
 /// A voter that brings nothing of the snapshot for so long, in milliseconds, has none: it may be a voter no more, and
 /// live from this very node.
 const SNAPSHOT_MS: u64 = 3_000;
+/// How long after its snapshot a node that votes no more is kept, in milliseconds; voters are tried again then.
+const ASTRAY_MS: u64 = 1_000;
+/// The same while there are requests on their way to it.
+const ASTRAY_BUSY_MS: u64 = 3_000;
 
 impl Uplink {
     /// Not connected. `voters` is not empty; `start` spreads nodes over them, `newest` is what the node has seen.
@@ -239,6 +245,7 @@ impl Uplink {
         let at = (start % voters.len().max(1) as u64) as usize;
         Some(Self {
             voters: voters.to_vec(),
+            present: 0,
             at,
             link: Link::new(*voters.get(at)?),
             parts: Vec::new(),
@@ -251,11 +258,25 @@ impl Uplink {
         })
     }
 
-    /// From the next connection on these are the voters.
-    pub fn set_voters(&mut self, voters: Vec<Voter>) {
-        if !voters.is_empty() {
-            self.voters = voters;
+    /// From now on this node can live from these, of whom the first `present` vote.
+    pub fn set_voters(&mut self, voters: Vec<Voter>, present: usize) {
+        if voters.is_empty() || voters == self.voters && present == self.present {
+            return;
         }
+        let peer = self.link.peer();
+        // Whoever does not vote is followed by the first who does. As long as these stay the same each gets its
+        // turn: those who are said to vote may be gone for good, and only the last of the others may know better.
+        let at = voters.iter().position(|voter| voter.node == peer).filter(|at| *at < present);
+        self.at = at.unwrap_or(voters.len() - 1);
+        self.voters = voters;
+        self.present = present;
+    }
+
+    /// Whether this node lives from one that votes no more, although voters are known. Such nodes could otherwise
+    /// live from each other, in a circle of any length, and none of them would hear of anything again.
+    fn is_astray(&self) -> bool {
+        let mut present = self.voters.iter().take(self.present);
+        self.present > 0 && present.all(|voter| voter.node != self.link.peer())
     }
 
     /// Whom this node lives from.
@@ -306,7 +327,11 @@ impl Uplink {
             self.link.drop_connection(env);
         }
         let silent = !self.watching && now > self.snapshot_at.plus_ms(SNAPSHOT_MS);
-        if self.link.is_up() && silent {
+        // It has brought what it knew. A moment between two requests is best: the outcome of one on its way
+        // would be unknown.
+        let away = self.watching && self.is_astray() && now > self.snapshot_at.plus_ms(ASTRAY_MS);
+        let idle = self.sent.is_empty() || now > self.snapshot_at.plus_ms(ASTRAY_BUSY_MS);
+        if self.link.is_up() && (silent || away && idle) {
             self.link.drop_connection(env);
         }
     }

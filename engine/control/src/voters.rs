@@ -128,15 +128,41 @@ impl ControlCore {
         });
     }
 
-    /// Voters that this node can live from: those in the store, those in its own region, those it was started with. Each
-    /// may be one no more; then it knows later ones. Who has nobody asks any other node.
-    fn others(&self) -> Vec<Voter> {
-        let known = self.known_voters().voters;
-        let known = known.iter().filter_map(|voter| {
-            let addr = self.address_of(voter.node)?;
-            Some(Voter { node: voter.node, addr })
-        });
-        let mut all: Vec<Voter> = known.collect();
+    /// Who votes, by the newest that this node knows, without itself: the store as it has seen it, or what its part in
+    /// the group knows or was told when it was removed. Log indexes and revisions are the same numbers.
+    fn present_voters(&self) -> Vec<Voter> {
+        let own = match &self.meta {
+            Meta::Voter(own) => Some(own),
+            _ => self.spare.as_ref(),
+        };
+        let told = own.and_then(|own| own.latest_voters()).filter(|(_, voters)| !voters.is_empty());
+        let told = told.filter(|(index, _)| *index > self.mirror.revision().0);
+        let addr_of = |node: NodeId, address: &str| self.address_of(node).or_else(|| address.parse().ok());
+        let mut present: Vec<Voter> = match told {
+            Some((_, voters)) => voters
+                .iter()
+                .filter_map(|told| Some(Voter { node: told.node, addr: addr_of(told.node, &told.address)? }))
+                .collect(),
+            None => self
+                .known_voters()
+                .voters
+                .iter()
+                .filter_map(|known| Some(Voter { node: known.node, addr: addr_of(known.node, "")? }))
+                .collect(),
+        };
+        present.retain(|voter| voter.node != self.config.node);
+        // Nodes spread over the voters.
+        let start = self.config.node.0 % present.len().max(1) as u64;
+        present.rotate_left(start as usize);
+        present
+    }
+
+    /// Whom this node can live from, the present voters first, and how many those are. Behind them come those in its own
+    /// region and those it was started with: each may be one no more, but knows later ones. Who has nobody asks any
+    /// other node.
+    fn others(&self) -> (Vec<Voter>, usize) {
+        let mut all = self.present_voters();
+        let present = all.len();
         let own = match &self.meta {
             Meta::Voter(own) => Some(own),
             _ => self.spare.as_ref(),
@@ -151,7 +177,7 @@ impl ControlCore {
         }
         let mut seen = std::collections::BTreeSet::new();
         all.retain(|voter| seen.insert(voter.node));
-        all
+        (all, present)
     }
 
     /// Hears what the spare has to say; whether there was anything.
@@ -232,8 +258,11 @@ impl ControlCore {
     }
 
     fn leave_group(&mut self, env: &mut dyn Env) {
-        let others = self.others();
-        let Some(uplink) = Uplink::new(&others, env.random(), self.mirror.revision()) else { return };
+        let (others, present) = self.others();
+        // With a voter to begin with, when there is one: others may have been removed, too.
+        let start = env.random() % present.max(1) as u64;
+        let Some(mut uplink) = Uplink::new(&others, start, self.mirror.revision()) else { return };
+        uplink.set_voters(others, present);
         tracing::warn!(node = %self.config.node, "this node is no metadata voter any more; it goes on as any other");
         if let Meta::Voter(mut node) = std::mem::replace(&mut self.meta, Meta::Remote(Box::new(uplink))) {
             // The lease is to be renewed elsewhere, now.
@@ -250,9 +279,9 @@ impl ControlCore {
         }
         self.voters_seen = at;
         self.voters_due = false;
-        let others = self.others();
+        let (others, present) = self.others();
         if let Meta::Remote(uplink) = &mut self.meta {
-            uplink.set_voters(others);
+            uplink.set_voters(others, present);
         }
     }
 }
