@@ -14,7 +14,7 @@ use placement::{DrainScope, Image, Pool, ScrubDepth, Settings, key};
 use serde::de::DeserializeOwned;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
-use wire::control::{Change, Compare, KeyValue, MetaReply, MetaRequest, Write};
+use wire::control::{Change, Compare, KeyValue, MetaReply, MetaRequest, VoterInfo, Write};
 use wire::{ImageId, NodeId, PgId, Revision};
 
 /// Keys asked for in one request: an answer of this many small records fits a control frame.
@@ -43,6 +43,17 @@ pub fn addresses(text: &str) -> Result<Vec<SocketAddr>, CliError> {
         all.extend(found);
     }
     if all.is_empty() { Err(CliError::NoCluster) } else { Ok(all) }
+}
+
+/// Who keeps the metadata, as the leader sees it.
+#[derive(Clone, Debug)]
+pub struct Members {
+    /// All members, by number.
+    pub members: Vec<VoterInfo>,
+    /// Who is to vote when the change under way is complete; empty without one.
+    pub target: Vec<NodeId>,
+    /// No change is under way, and every voter that can be heard knows so.
+    pub settled: bool,
 }
 
 /// An image that is open.
@@ -85,17 +96,22 @@ impl Cluster {
     }
 
     fn meta(&mut self, what: &str, request: MetaRequest) -> Result<MetaReply, CliError> {
+        match self.ask(what, request)? {
+            MetaReply::Failed { status } => {
+                let source = AdminError::NoAnswer { last: wire::Status::from_u8(status) };
+                Err(CliError::Admin { what: what.to_string(), source })
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    fn ask(&mut self, what: &str, request: MetaRequest) -> Result<MetaReply, CliError> {
         let failed = |source| CliError::Admin { what: what.to_string(), source };
         let ticket = self.client.meta(request);
         loop {
             match self.admin()? {
                 AdminDone::Meta { ticket: done, result } if done == ticket => {
-                    return match result.map_err(failed)? {
-                        MetaReply::Failed { status } => {
-                            Err(failed(AdminError::NoAnswer { last: wire::Status::from_u8(status) }))
-                        }
-                        reply => Ok(reply),
-                    };
+                    return result.map_err(failed);
                 }
                 _ => continue,
             }
@@ -125,6 +141,27 @@ impl Cluster {
         })?;
         self.watching = false;
         Ok(all)
+    }
+
+    /// Who keeps the metadata.
+    pub fn voters(&mut self) -> Result<Members, CliError> {
+        match self.meta("ask for the metadata voters", MetaRequest::Voters)? {
+            MetaReply::Voters { members, target, settled } => Ok(Members { members, target, settled }),
+            _ => Err(malformed("ask for the metadata voters", "")),
+        }
+    }
+
+    /// Asks for a change of them; the inner error is the leader's refusal.
+    pub fn change_voters(
+        &mut self,
+        what: &str,
+        request: MetaRequest,
+    ) -> Result<Result<(), wire::Status>, CliError> {
+        match self.ask(what, request)? {
+            MetaReply::Applied { .. } => Ok(Ok(())),
+            MetaReply::Failed { status } => Ok(Err(wire::Status::from_u8(status))),
+            _ => Err(malformed(what, "")),
+        }
     }
 
     /// A transaction: `Applied` or `CompareFailed`.

@@ -96,8 +96,9 @@ section! {
         #[example = "\"9f1c0a3e5b7d42689f1c0a3e5b7d4268\""]
         #[default = "none: it must be given"]
         id: ClusterId,
-        /// The nodes that keep the metadata (1, 3, 5 or 7 of them) and where their control cores are
-        /// reached. A node that is not named here asks these.
+        /// The nodes that keep the metadata when the cluster is new (1, 3, 5 or 7 of them) and where their control
+        /// cores are reached. Later changes (`drystone meta voters`) are kept with the metadata and win; a node that
+        /// is not named here asks these. Never name a new node here before it votes.
         #[example = "[{ node = 1, address = \"10.0.0.1:7700\" }, { node = 2, address = \"10.0.0.2:7700\" }, { node = 3, address = \"10.0.0.3:7700\" }]"]
         #[default = "none: it must be given"]
         voters: Vec<Voter>,
@@ -129,7 +130,7 @@ section! {
         #[example = "\"10.0.0.1:7780\""]
         #[default = "the control address's IP, port 7780"]
         http: SocketAddr,
-        /// Directory of the node's own files: the metadata region (`meta`) of a voter. Made when missing.
+        /// Directory of the node's own files: the metadata region (`meta`), empty on a node that is no voter. Made when missing.
         #[example = "\"/var/lib/drystone\""]
         #[default = "none: it must be given"]
         data_dir: PathBuf,
@@ -245,13 +246,6 @@ pub struct NodeConfig {
     pub scrub_rate: u64,
     /// Seconds until a disk that hangs is given up.
     pub disk_timeout: u32,
-}
-
-impl NodeConfig {
-    /// Whether this node keeps metadata.
-    pub fn is_voter(&self) -> bool {
-        self.voters.iter().any(|voter| voter.node == self.id)
-    }
 }
 
 /// Why a configuration cannot be used. Every message names the key.
@@ -531,7 +525,6 @@ mod tests {
         assert_eq!(config.control.to_string(), "127.0.0.1:7700");
         assert_eq!(config.data.to_string(), "127.0.0.1:0");
         assert_eq!(config.buffer_bytes, 16 << 20);
-        assert!(config.is_voter());
     }
 
     #[test]

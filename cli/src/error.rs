@@ -55,6 +55,14 @@ pub enum CliError {
         /// Why not.
         why: String,
     },
+    /// The metadata voters could not be changed.
+    #[error("cannot {what}: {problem}")]
+    Voters {
+        /// What was asked.
+        what: String,
+        /// Why not.
+        problem: VotersProblem,
+    },
     /// What was asked of pools or images cannot be.
     #[error(transparent)]
     Plan(#[from] control::admin::AdminError),
@@ -208,6 +216,79 @@ pub enum DiskProblem {
     Io(#[from] std::io::Error),
 }
 
+/// Why the metadata voters could not be changed.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum VotersProblem {
+    /// One change at a time.
+    #[error("another change of the voters is under way")]
+    UnderWay,
+    /// Its new voters vote.
+    #[error("the new voters vote already: it can only be completed, which takes a moment")]
+    TooLate,
+    /// There is none.
+    #[error("no change is under way")]
+    NothingToCancel,
+    /// An even number, none, or too many.
+    #[error("a metadata group has 1, 3, 5 or 7 voters, no other number")]
+    Count,
+    /// Most of those that would be left are down.
+    #[error("too few of the voters that would be left can be reached: the group would stop")]
+    Quorum,
+    /// A node that votes cannot be added.
+    #[error("a node that is to be added votes already")]
+    AlreadyVoter,
+    /// A node that does not vote cannot be removed.
+    #[error("a node that is to be removed is no voter")]
+    NoVoter,
+    /// Never registered.
+    #[error("the cluster does not know node {0}")]
+    UnknownNode(wire::NodeId),
+    /// Its lease has ended.
+    #[error("node {0} is down")]
+    NodeDown(wire::NodeId),
+    /// Somebody has cancelled it.
+    #[error("somebody has given the change up meanwhile")]
+    GivenUp,
+    /// It goes on.
+    #[error("it is not complete after {seconds} s{}", learner_text(.learner))]
+    TakesLong {
+        /// How long was waited.
+        seconds: u64,
+        /// A node that has not caught up, by how many entries, and whether it can be heard.
+        learner: Option<(wire::NodeId, u64, bool)>,
+    },
+    /// Something else.
+    #[error("{0}")]
+    Other(wire::Status),
+}
+
+fn learner_text(learner: &Option<(wire::NodeId, u64, bool)>) -> String {
+    match learner {
+        Some((node, behind, true)) => format!(": node {node} is {behind} log entries behind"),
+        Some((node, _, false)) => format!(": the leader does not hear node {node}"),
+        None => String::new(),
+    }
+}
+
+impl VotersProblem {
+    fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::UnderWay => "`drystone meta voters ls` shows how far it is, `cancel` gives it up",
+            Self::TooLate | Self::NothingToCancel | Self::AlreadyVoter | Self::NoVoter | Self::GivenUp => {
+                "`drystone meta voters ls` shows who votes"
+            }
+            Self::Count => "replace a voter, or add and remove two at a time",
+            Self::Quorum => "start the voters that are down, or replace them one by one first",
+            Self::UnknownNode(_) => "start it (`drystone node`); `drystone node ls` shows what there is",
+            Self::NodeDown(_) => "start it first: it must be filled before it can vote",
+            Self::TakesLong { .. } => {
+                "it goes on: repeat the command to wait on, or give it up with `drystone meta voters cancel`"
+            }
+            Self::Other(_) => return None,
+        })
+    }
+}
+
 impl CliError {
     /// What the person can do about it.
     pub fn hint(&self) -> Option<String> {
@@ -230,6 +311,7 @@ impl CliError {
                 format!("`drystone {kind} ls` shows what there is")
             }
             Self::NotFound { kind: "key", .. } => "`drystone meta get / --keys` shows what there is".into(),
+            Self::Voters { problem, .. } => problem.hint()?.into(),
             Self::Changed { .. } => "look at it again and repeat the command if it still makes sense".into(),
             Self::Config(_) => "docs/config.md explains every key; `drystone node --new-config` prints a file".into(),
             Self::DiskOpen(reactor::backend::DiskOpenError::InUse(_)) => {

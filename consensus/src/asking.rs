@@ -98,6 +98,16 @@ impl Running {
         }
         let op = match request {
             MetaRequest::Range { .. } => return,
+            MetaRequest::Voters => {
+                let reply = self.show_members(ctx);
+                return self.answer(ctx, from, id, reply);
+            }
+            MetaRequest::ChangeVoters { .. } | MetaRequest::CancelVoters => {
+                match self.decide_members(ctx, &request) {
+                    Ok(members) => return self.propose_members(id, members),
+                    Err(verdict) => Op::Txn { verdict, writes: Vec::new(), stripped: false },
+                }
+            }
             MetaRequest::Txn { compares, writes } => {
                 let durable_max = self.journal.geometry.image_bytes_max().saturating_sub(IMAGE_RESERVE_BYTES);
                 let verdict = serving.decide(&self.machine, &compares, &writes, durable_max);

@@ -54,7 +54,8 @@ pub struct Super {
     pub log_id: u64,
     /// Blocks of the region, of one snapshot area, and of the ring.
     pub geometry: Geometry,
-    /// The voters the group was created with.
+    /// The voters the group was created with; none when this node joined later. Snapshots and the log say who
+    /// the members are now.
     pub voters: Vec<NodeId>,
 }
 

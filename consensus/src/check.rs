@@ -1,6 +1,8 @@
 //! What a request must look like before anybody acts on it.
 
-use crate::bounds::{KEY_BYTES_MAX, TXN_BYTES_MAX, TXN_OPS_MAX, VALUE_BYTES_MAX};
+use crate::bounds::{
+    ADDRESS_BYTES_MAX, KEY_BYTES_MAX, TXN_BYTES_MAX, TXN_OPS_MAX, VALUE_BYTES_MAX, VOTERS_MAX,
+};
 use serde::de::IgnoredAny;
 use wire::control::{Compare, MetaRequest, Write};
 
@@ -11,6 +13,17 @@ fn is_key(key: &str) -> bool {
 /// Whether a request is well formed: bounds hold and values are JSON.
 pub fn is_valid(request: &MetaRequest) -> bool {
     match request {
+        MetaRequest::Voters | MetaRequest::CancelVoters => true,
+        MetaRequest::ChangeVoters { add, remove } => {
+            let is_address = |address: &str| {
+                !address.is_empty()
+                    && address.len() <= ADDRESS_BYTES_MAX
+                    && !address.chars().any(char::is_control)
+            };
+            add.len() <= VOTERS_MAX
+                && remove.len() <= VOTERS_MAX
+                && add.iter().all(|new| new.node.0 != 0 && is_address(&new.address))
+        }
         MetaRequest::Range { prefix, .. } => prefix.len() <= KEY_BYTES_MAX,
         MetaRequest::LeaseKeep { lease, .. } | MetaRequest::LeaseRevoke { lease } => *lease != 0,
         MetaRequest::Txn { compares, writes } => {

@@ -5,15 +5,19 @@
 #![allow(missing_docs)]
 
 use crate::bounds::MESSAGE_BYTES_MAX;
+use crate::members::Members;
 use protobuf::RepeatedField;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use rkyv::{Archive, Deserialize, Serialize, rancor};
 use thiserror::Error;
-use wire::control::{MetaReply, MetaRequest, Write};
+use wire::control::{MetaReply, MetaRequest, VoterAddress, Write};
 use wire::{ClusterId, NodeId};
 
 /// Version of everything in this file; the first byte of a packet and of a command.
 pub const CODEC_VERSION: u8 = 1;
+/// First byte of a command that changes the members, instead: the crate `raft` must know such entries from others
+/// without decoding each.
+pub const MEMBERS_VERSION: u8 = 2;
 
 /// Bytes that are no packet or no command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -88,6 +92,39 @@ pub enum Body {
     WantEphemeral,
     /// "Mine is lost, too."
     EphemeralLost,
+    /// "You asked for a vote and are no member."
+    NotMember {
+        /// At this index of the log, at the latest, that was so.
+        index: u64,
+        /// Who voted then, and where they are reached; an address is empty when the sender was never told. Who was
+        /// away while all voters it knew were replaced has no other way to the store.
+        voters: Vec<VoterAddress>,
+    },
+}
+
+impl Body {
+    /// Whether it is heard from nodes that are no members. A voter that lags does not know everybody who votes;
+    /// requests and what leaves this node are for members only.
+    pub fn is_for_strangers(&self) -> bool {
+        match self {
+            Self::Raft(message) => kind_of(message.kind).is_some_and(|kind| {
+                !matches!(kind, MessageType::MsgReadIndex | MessageType::MsgAppendResponse)
+            }),
+            Self::Chunk(_) | Self::ChunkAck { .. } | Self::Answer { .. } | Self::NotMember { .. } => true,
+            Self::Forward { .. } | Self::WantEphemeral | Self::EphemeralLost => false,
+        }
+    }
+
+    /// Whether only a leader says it, to those it wants to have.
+    pub fn is_leaders(&self) -> bool {
+        match self {
+            Self::Raft(message) => {
+                matches!(kind_of(message.kind), Some(MessageType::MsgAppend | MessageType::MsgHeartbeat))
+            }
+            Self::Chunk(chunk) => chunk.whole,
+            _ => false,
+        }
+    }
 }
 
 /// A piece of an image.
@@ -184,6 +221,13 @@ pub enum Op {
     },
     /// All leases and ephemeral keys vanish: no voter that could know them is left.
     EphemeralReset,
+    /// The members are these from now on.
+    Members {
+        /// All of them.
+        members: Box<Members>,
+        /// The key that shows them.
+        writes: Vec<Write>,
+    },
 }
 
 /// A log entry's data.
@@ -197,14 +241,15 @@ pub struct Command {
 
 fn decode_with<T>(
     bytes: &[u8],
+    version: u8,
     f: impl FnOnce(&[u8]) -> Result<T, rancor::Failure>,
 ) -> Result<T, CodecError> {
     if bytes.len() > MESSAGE_BYTES_MAX {
         return Err(CodecError::TooLong);
     }
     match bytes.split_first() {
-        Some((&CODEC_VERSION, rest)) => f(rest).map_err(|_| CodecError::Malformed),
-        Some((&other, _)) => Err(CodecError::Version(other)),
+        Some((first, rest)) if *first == version => f(rest).map_err(|_| CodecError::Malformed),
+        Some((other, _)) => Err(CodecError::Version(*other)),
         None => Err(CodecError::Malformed),
     }
 }
@@ -212,20 +257,17 @@ fn decode_with<T>(
 macro_rules! codec {
     ($type:ident) => {
         impl $type {
-            /// Encodes.
-            pub fn encode(&self) -> Vec<u8> {
-                let out = vec![CODEC_VERSION];
+            fn encode_as(&self, version: u8) -> Vec<u8> {
+                let mut all = vec![version];
                 // Encoding into a growing vector fails only when memory does.
                 let mut bytes =
                     rkyv::to_bytes::<rancor::Failure>(self).map(|b| b.into_vec()).unwrap_or_default();
-                let mut all = out;
                 all.append(&mut bytes);
                 all
             }
 
-            /// Decodes with full validation.
-            pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
-                decode_with(bytes, rkyv::from_bytes::<$type, rancor::Failure>)
+            fn decode_as(bytes: &[u8], version: u8) -> Result<Self, CodecError> {
+                decode_with(bytes, version, rkyv::from_bytes::<$type, rancor::Failure>)
             }
         }
     };
@@ -233,6 +275,48 @@ macro_rules! codec {
 
 codec!(Packet);
 codec!(Command);
+
+impl Packet {
+    /// Encodes.
+    pub fn encode(&self) -> Vec<u8> {
+        self.encode_as(CODEC_VERSION)
+    }
+
+    /// Decodes with full validation.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        Self::decode_as(bytes, CODEC_VERSION)
+    }
+}
+
+impl Command {
+    fn version(&self) -> u8 {
+        if matches!(self.op, Op::Members { .. }) { MEMBERS_VERSION } else { CODEC_VERSION }
+    }
+
+    /// Encodes.
+    pub fn encode(&self) -> Vec<u8> {
+        self.encode_as(self.version())
+    }
+
+    /// Decodes with full validation.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CodecError> {
+        let version = if is_members(bytes) { MEMBERS_VERSION } else { CODEC_VERSION };
+        let command = Self::decode_as(bytes, version)?;
+        if command.version() != version {
+            return Err(CodecError::Malformed);
+        }
+        if let Op::Members { members, .. } = &command.op
+            && !members.is_sound()
+        {
+            return Err(CodecError::Malformed);
+        }
+        Ok(command)
+    }
+}
+
+fn is_members(data: &[u8]) -> bool {
+    data.first() == Some(&MEMBERS_VERSION)
+}
 
 impl Command {
     /// What of it may be written to disk: everything but values bound to a lease.
@@ -285,7 +369,7 @@ impl RaftMsg {
             entries: message
                 .entries
                 .iter()
-                .map(|e| EntryMsg { term: e.term, index: e.index, data: e.data.to_vec() })
+                .map(|e| EntryMsg { term: e.term, index: e.index, data: data_of(e).to_vec() })
                 .collect(),
         }
     }
@@ -338,12 +422,24 @@ impl RaftMsg {
     }
 }
 
-/// An entry of the crate's type.
+/// An entry of the crate's type. Its `data` is protobuf where the members change, which nobody here reads or keeps:
+/// the command is beside it.
 pub fn entry(term: u64, index: u64, data: Vec<u8>) -> Entry {
-    let mut entry = Entry::default();
-    entry.set_entry_type(EntryType::EntryNormal);
-    entry.term = term;
-    entry.index = index;
-    entry.data = data.into();
+    let mut entry = Entry { term, index, ..Entry::default() };
+    if is_members(&data) {
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.context = data.into();
+    } else {
+        entry.set_entry_type(EntryType::EntryNormal);
+        entry.data = data.into();
+    }
     entry
+}
+
+/// The command of an entry.
+pub fn data_of(entry: &Entry) -> &[u8] {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => &entry.data,
+        _ => &entry.context,
+    }
 }

@@ -28,9 +28,6 @@ pub enum MetaError {
     /// The region belongs to another node.
     #[error("the metadata region belongs to node {0}")]
     OtherNode(NodeId),
-    /// The group was created with other voters.
-    #[error("the metadata group was created with other voters: {0:?}")]
-    OtherVoters(Vec<NodeId>),
     /// The region was formatted with another size.
     #[error("the metadata region was formatted with another size")]
     OtherSize,

@@ -6,17 +6,21 @@
 //! |---|---|
 //! | 4 | magic "DRMI" |
 //! | 2 | version, 1 |
-//! | 2 | flags: 1 = durable part present, 2 = ephemeral part present |
+//! | 2 | flags: 1 = durable part present, 2 = ephemeral part present, 4 = members present |
 //! | 8, 8, 8 | index and term of the last applied entry, revision |
 //! | durable part | u64 count of keys, each: u16 key length, u32 value length, u64 create revision, u64 mod revision, key, value |
 //! | | u32 count of sessions, each: u64 session, u64 floor, u64 last index, u32 count of outcomes, each: u64 sequence, u8 kind, u64 argument |
+//! | members | four lists of nodes (voters, outgoing, learners, target), each: u8 count, u64 each; u8 count of addresses, each: u64 node, u8 length, text |
 //! | ephemeral part | u32 count of leases, each: u64 lease, u64 time to live in ms |
 //! | | u64 count of keys, as above with u64 lease before the key |
 //!
-//! The ephemeral part is never written to disk.
+//! The ephemeral part is never written to disk. Without members (as written by versions that could not change them)
+//! they are those the group was founded with.
 
 use crate::kv::Item;
 use crate::machine::{Ephemeral, Machine, Outcome, Session};
+use crate::members::Members;
+use crate::planted::Bug;
 use std::collections::BTreeMap;
 use thiserror::Error;
 use wire::Revision;
@@ -25,6 +29,7 @@ const MAGIC: [u8; 4] = *b"DRMI";
 const VERSION: u16 = 1;
 const DURABLE: u16 = 1;
 const EPHEMERAL: u16 = 2;
+const MEMBERS: u16 = 4;
 
 /// The bytes are no image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -72,6 +77,8 @@ pub struct Image {
     pub sessions: BTreeMap<u64, Session>,
     /// Whether the durable part was present.
     pub durable: bool,
+    /// The members, when present.
+    pub members: Option<Members>,
     /// The ephemeral part, when present.
     pub ephemeral: Option<EphemeralPart>,
 }
@@ -103,7 +110,11 @@ fn put_outcome(out: &mut Vec<u8>, outcome: Outcome) {
 pub fn encode(machine: &Machine, parts: Parts) -> Vec<u8> {
     let durable = parts != Parts::Ephemeral;
     let ephemeral = parts != Parts::Durable && machine.ephemeral == Ephemeral::Known;
-    let flags = if durable { DURABLE } else { 0 } | if ephemeral { EPHEMERAL } else { 0 };
+    let forgets = parts == Parts::Durable && machine.planted.has(Bug::MembersNotInSnapshot);
+    let members = durable && !forgets && *machine.members() != Members::default();
+    let flags = if durable { DURABLE } else { 0 }
+        | if ephemeral { EPHEMERAL } else { 0 }
+        | if members { MEMBERS } else { 0 };
     let kv = machine.kv();
     let mut out = Vec::with_capacity(kv.durable_bytes() as usize + 4096);
     out.extend_from_slice(&MAGIC);
@@ -129,6 +140,9 @@ pub fn encode(machine: &Machine, parts: Parts) -> Vec<u8> {
                 put_outcome(&mut out, *outcome);
             }
         }
+    }
+    if members {
+        machine.members().encode(&mut out);
     }
     if ephemeral {
         out.extend_from_slice(&(machine.leases.len() as u32).to_le_bytes());
@@ -169,7 +183,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
-    fn text(&mut self, len: usize) -> Option<String> {
+    pub(crate) fn text(&mut self, len: usize) -> Option<String> {
         String::from_utf8(self.take(len)?.to_vec()).ok()
     }
 }
@@ -227,6 +241,9 @@ fn decode_fields(r: &mut Reader<'_>, flags: u16) -> Option<Image> {
             image.sessions.insert(id, session);
         }
     }
+    if flags & MEMBERS != 0 {
+        image.members = Some(Members::decode(r)?);
+    }
     if flags & EPHEMERAL != 0 {
         let mut part = EphemeralPart::default();
         for _ in 0..r.u32()? {
@@ -245,7 +262,7 @@ pub fn decode(bytes: &[u8]) -> Result<Image, ImageError> {
     let magic = r.take(4).ok_or(ImageError::Malformed)?;
     let version = r.u16().ok_or(ImageError::Malformed)?;
     let flags = r.u16().ok_or(ImageError::Malformed)?;
-    if magic != MAGIC || version != VERSION || flags & !(DURABLE | EPHEMERAL) != 0 {
+    if magic != MAGIC || version != VERSION || flags & !(DURABLE | EPHEMERAL | MEMBERS) != 0 {
         return Err(ImageError::Foreign);
     }
     decode_fields(&mut r, flags).ok_or(ImageError::Malformed)

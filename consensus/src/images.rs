@@ -32,7 +32,7 @@ impl Running {
         let ticks = self.ticks;
         let new = self.search.is_none();
         let search = self.search.get_or_insert_with(|| Search { since: ticks, ..Search::default() });
-        let voters = ctx.config.voters.len();
+        let voters = self.machine.members().all_voters().len();
         let hopeless = 2 * (search.lost.len() + 1) > voters;
         if hopeless || ticks - search.since >= EPHEMERAL_WAIT_TICKS {
             if !search.reset_proposed {
@@ -40,7 +40,7 @@ impl Running {
                 self.propose(RequestId::default(), Op::EphemeralReset);
             }
         } else if new || (ticks - search.since).is_multiple_of(2) {
-            for to in ctx.others() {
+            for to in self.machine.members().all().into_iter().filter(|to| *to != ctx.config.node) {
                 Self::send(ctx, to, Body::WantEphemeral);
             }
         }
@@ -87,7 +87,13 @@ impl Running {
         message.from = from.0;
         message.to = ctx.config.node.0;
         message.term = received.term;
-        let conf_state = self.raw.store().conf_state();
+        // An older version's leader leaves them out: then they are the founders, whom only a founder knows.
+        let members = image.members.as_ref().unwrap_or(self.machine.members());
+        if members.voters.is_empty() {
+            ctx.counters.refused += 1;
+            return;
+        }
+        let conf_state = members.conf_state();
         let meta = message.mut_snapshot().mut_metadata();
         meta.index = image.index;
         meta.term = image.term;

@@ -18,6 +18,8 @@ pub struct Recovered {
     pub snapshot: Option<(u64, u64, Vec<u8>)>,
     /// The log behind it.
     pub log: Log,
+    /// The voters the group was created with, before any change; none for a node that joined later.
+    pub founders: Vec<NodeId>,
 }
 
 /// Who is opening.
@@ -27,7 +29,7 @@ pub struct Identity {
     pub cluster: ClusterId,
     /// The voter.
     pub node: NodeId,
-    /// The group.
+    /// The group's founders, when this node is one of them and the region is blank; else none.
     pub voters: Vec<NodeId>,
 }
 
@@ -36,8 +38,14 @@ enum Step {
     Supers,
     Head(usize),
     Ring(u64),
+    /// The region is blank and stays so until somebody wants this node.
+    Blank,
     Format(u8),
-    Image { head: Head, area: usize, done: usize },
+    Image {
+        head: Head,
+        area: usize,
+        done: usize,
+    },
     Erase,
     Flush,
 }
@@ -64,6 +72,8 @@ pub struct Opening {
 pub enum Progress {
     /// Go on.
     Busy(Box<Opening>),
+    /// The region is blank, and this node is no founder: `format` goes on.
+    Blank(Box<Opening>),
     /// Done.
     Open(Box<Journal>, Recovered),
 }
@@ -139,6 +149,7 @@ impl Opening {
                 let next = *next;
                 self.took_ring(env, next, bytes)?;
             }
+            Step::Blank => {}
             Step::Format(0) => {
                 self.step = Step::Format(1);
                 let second = self.new_super(env).encode();
@@ -155,7 +166,20 @@ impl Opening {
                 }
             }
         }
+        if matches!(self.step, Step::Blank) {
+            return Ok(Progress::Blank(self));
+        }
         Ok(Progress::Busy(self))
+    }
+
+    /// Formats a blank region.
+    pub fn format(&mut self, env: &mut dyn Env) -> Result<(), MetaError> {
+        let new = self.new_super(env);
+        self.step = Step::Format(0);
+        let op = self.ops.write(env, 0, &new.encode())?;
+        self.supers = vec![Some(new)];
+        self.waiting.push(op);
+        Ok(())
     }
 
     fn took_supers(&mut self, env: &mut dyn Env, bytes: &[u8]) -> Result<(), MetaError> {
@@ -207,12 +231,11 @@ impl Opening {
         if !self.blank || !self.found.is_empty() || self.heads.iter().any(Option::is_some) {
             return Err(MetaError::SuperblockDamaged);
         }
-        let new = self.new_super(env);
-        self.step = Step::Format(0);
-        let op = self.ops.write(env, 0, &new.encode())?;
-        self.supers = vec![Some(new)];
-        self.waiting.push(op);
-        Ok(())
+        if self.who.voters.is_empty() {
+            self.step = Step::Blank;
+            return Ok(());
+        }
+        self.format(env)
     }
 
     fn new_super(&mut self, env: &mut dyn Env) -> Super {
@@ -238,9 +261,6 @@ impl Opening {
         }
         if known.node != self.who.node {
             return Err(MetaError::OtherNode(known.node));
-        }
-        if known.voters != self.who.voters {
-            return Err(MetaError::OtherVoters(known.voters.clone()));
         }
         if known.geometry != self.geometry {
             return Err(MetaError::OtherSize);
@@ -322,7 +342,10 @@ impl Opening {
             self.step = Step::Erase;
         }
         let image = std::mem::take(&mut self.image);
-        self.recovered = Some(Recovered { snapshot: head.map(|head| (head.index, head.term, image)), log });
+        let founders = self.supers.iter().flatten().next().map(|known| known.voters.clone());
+        let founders = founders.unwrap_or_default();
+        let snapshot = head.map(|head| (head.index, head.term, image));
+        self.recovered = Some(Recovered { snapshot, log, founders });
         self.journal = Some(journal);
         if erase == 0 {
             self.flush(env);

@@ -5,13 +5,14 @@
 //! completions, ticks, messages and requests, calls `flush`, and takes outputs with `poll`. Inside,
 //! `running` (with `asking` and `images`) drives the crate `raft`, `journal` its durable log and snapshots, `machine` the replicated
 //! state, `serving` what only a leader knows, `reads` linearizable reads, `transfer` images between
-//! voters. `bounds` has every limit; `docs/metadata.md` says what is guaranteed, and shows the bytes.
+//! voters, `members` who belongs to the group and `changing` how that changes. `bounds` has every limit; `docs/metadata.md` says what is guaranteed, and shows the bytes.
 //!
 //! This room knows `wire` and the traits of `reactor`. Start reading at `node`, then `running`.
 
 mod asking;
 mod blocks;
 pub mod bounds;
+mod changing;
 mod check;
 pub mod codec;
 mod error;
@@ -22,6 +23,7 @@ mod journal;
 mod journal_open;
 mod kv;
 mod machine;
+mod members;
 mod memlog;
 mod node;
 pub mod planted;
@@ -39,4 +41,5 @@ mod transfer;
 pub use bounds::META_TICK_MS;
 pub use error::MetaError;
 pub use kv::{Item, Kv};
-pub use node::{MetaConfig, MetaCounters, MetaNode, MetaOutput, MetaStatus};
+pub use members::VOTERS_KEY;
+pub use node::{MetaConfig, MetaCounters, MetaNode, MetaOutput, MetaStatus, Standing};

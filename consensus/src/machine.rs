@@ -7,6 +7,7 @@
 use crate::bounds::SESSIONS_MAX;
 use crate::codec::{CodecError, Command, Op, RequestId, Verdict};
 use crate::kv::Kv;
+use crate::members::Members;
 use crate::planted::{Bug, Planted};
 use std::collections::BTreeMap;
 use wire::control::{Change, MetaReply, Write};
@@ -104,6 +105,8 @@ pub struct Applied {
     pub changes: Option<(Revision, Vec<Change>)>,
     /// For the leader's timers.
     pub lease: Option<LeaseEvent>,
+    /// The members have changed; these were they.
+    pub members: Option<Members>,
 }
 
 /// The state machine.
@@ -114,8 +117,9 @@ pub struct Machine {
     pub(crate) index: u64,
     pub(crate) term: u64,
     pub(crate) ephemeral: Ephemeral,
+    pub(crate) members: Members,
     told: Told,
-    planted: Planted,
+    pub(crate) planted: Planted,
 }
 
 impl Machine {
@@ -128,6 +132,7 @@ impl Machine {
             index: 0,
             term: 0,
             ephemeral: Ephemeral::Lost,
+            members: Members::default(),
             told: Told::Nothing,
             planted,
         }
@@ -136,6 +141,11 @@ impl Machine {
     /// The keys.
     pub fn kv(&self) -> &Kv {
         &self.kv
+    }
+
+    /// Who belongs to the group.
+    pub fn members(&self) -> &Members {
+        &self.members
     }
 
     /// Whether watchers have been told everything applied.
@@ -190,6 +200,7 @@ impl Machine {
         }
         let at = Revision(index);
         let mut lease_event = None;
+        let mut members_before = None;
         let (outcome, changes) = match op {
             Op::Txn { verdict: Verdict::CompareFailed(compare), .. } => {
                 (Outcome::CompareFailed(compare), None)
@@ -219,10 +230,14 @@ impl Machine {
                 self.ephemeral = Ephemeral::Known;
                 (Outcome::Applied(index), Some(changes))
             }
+            Op::Members { members, writes } => {
+                members_before = Some(std::mem::replace(&mut self.members, *members));
+                (Outcome::Applied(index), Some(self.write(at, writes)))
+            }
         };
         self.remember(id, outcome);
         let changes = self.tell(at, changes);
-        Ok(Applied { done: Some((id, outcome)), changes, lease: lease_event })
+        Ok(Applied { done: Some((id, outcome)), changes, lease: lease_event, members: members_before })
     }
 
     fn write(&mut self, at: Revision, writes: Vec<Write>) -> Vec<Change> {
@@ -272,6 +287,9 @@ impl Machine {
         }
         self.kv = kv;
         self.sessions = image.sessions;
+        if let Some(members) = image.members {
+            self.members = members;
+        }
         self.index = image.index;
         self.term = image.term;
         self.leases.clear();

@@ -3,10 +3,11 @@
 
 use crate::blocks::Hard;
 use crate::bounds::{KEEP_BYTES, KEEP_ENTRIES};
+use crate::codec::data_of;
+use crate::members::Members;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
-use wire::NodeId;
 
 /// Entries in memory.
 pub struct MemLog {
@@ -14,25 +15,25 @@ pub struct MemLog {
     /// Index and term of the entry before the first.
     before: (u64, u64),
     hard: Hard,
-    voters: Vec<u64>,
+    conf_state: ConfState,
     /// Index and term of the last applied entry: what a snapshot would cover.
     pub(crate) applied: (u64, u64),
 }
 
 fn cost(entry: &Entry) -> u64 {
-    entry.data.len() as u64 + 32
+    data_of(entry).len() as u64 + 32
 }
 
 impl MemLog {
-    /// From what was recovered: the snapshot's index and term, hard state and entries behind.
-    pub fn new(voters: &[NodeId], before: (u64, u64), hard: Hard, entries: VecDeque<Entry>) -> Self {
-        let voters = voters.iter().map(|node| node.0).collect();
-        Self { entries, before, hard, voters, applied: before }
+    /// From what was recovered: the snapshot's index and term, hard state and entries behind,
+    /// and the members at the snapshot: the log behind it says what has become of them.
+    pub fn new(members: &Members, before: (u64, u64), hard: Hard, entries: VecDeque<Entry>) -> Self {
+        Self { entries, before, hard, conf_state: members.conf_state(), applied: before }
     }
 
-    /// The group.
-    pub fn conf_state(&self) -> ConfState {
-        ConfState { voters: self.voters.clone(), ..ConfState::default() }
+    /// The members as of the last applied entry.
+    pub fn set_members(&mut self, members: &Members) {
+        self.conf_state = members.conf_state();
     }
 
     /// Last index.
@@ -97,7 +98,7 @@ impl Storage for MemLog {
         hard.term = self.hard.term;
         hard.vote = self.hard.vote;
         hard.commit = self.hard.commit;
-        Ok(RaftState::new(hard, self.conf_state()))
+        Ok(RaftState::new(hard, self.conf_state.clone()))
     }
 
     fn entries(
@@ -151,7 +152,7 @@ impl Storage for MemLog {
         let meta = snapshot.mut_metadata();
         meta.index = index;
         meta.term = term;
-        meta.set_conf_state(self.conf_state());
+        meta.set_conf_state(self.conf_state.clone());
         Ok(snapshot)
     }
 }
@@ -163,7 +164,7 @@ mod tests {
 
     fn log() -> MemLog {
         let entries = (11..=15).map(|index| entry(2, index, vec![0; 10])).collect();
-        MemLog::new(&[NodeId(1)], (10, 1), Hard::default(), entries)
+        MemLog::new(&Members::founded(&[wire::NodeId(1)]), (10, 1), Hard::default(), entries)
     }
 
     #[test]

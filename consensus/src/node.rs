@@ -2,7 +2,7 @@
 
 use crate::bounds::{META_TICK_MS, STALL_TICKS, VOTERS_MAX};
 use crate::check;
-use crate::codec::Packet;
+use crate::codec::{Body, Packet};
 use crate::error::MetaError;
 use crate::journal::Place;
 use crate::journal_open::{Identity, Opening, Progress};
@@ -12,7 +12,7 @@ use crate::requests::Requests;
 use crate::running::Running;
 use reactor::{DiskError, DiskIndex, DiskOp, Env, Mono, Token};
 use std::collections::VecDeque;
-use wire::control::{Change, MetaReply, MetaRequest};
+use wire::control::{Change, MetaReply, MetaRequest, VoterAddress};
 use wire::{ClusterId, NodeId, Revision, Status};
 
 /// What a voter must know.
@@ -20,8 +20,12 @@ use wire::{ClusterId, NodeId, Revision, Status};
 pub struct MetaConfig {
     /// This node; not 0.
     pub node: NodeId,
-    /// The group, this node included, in the same order on every voter. Fixed for the life of the group.
+    /// The voters that found the group, the same on each of them. They count when this node is one of them and its
+    /// region is blank; who belongs to the group later is in the region. A node that is none of them waits with a
+    /// blank region until the group wants it.
     pub voters: Vec<NodeId>,
+    /// Where nodes are reached, as far as configured: published when the members change.
+    pub addresses: Vec<VoterAddress>,
     /// The cluster.
     pub cluster: ClusterId,
     /// The disk that holds the region.
@@ -129,16 +133,28 @@ impl Ctx<'_> {
             self.out.push_back(MetaOutput::Changes { revision, changes });
         }
     }
+}
 
-    pub fn others(&self) -> Vec<NodeId> {
-        self.config.voters.iter().copied().filter(|node| *node != self.config.node).collect()
-    }
+/// What a node is in the group, as far as it knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// The region is being read, or has failed.
+    Unknown,
+    /// The region is blank: nobody has wanted this node yet.
+    Blank,
+    /// Not a member, or not any more.
+    Outside,
+    /// Is being filled.
+    Learner,
+    /// Votes.
+    Voter,
 }
 
 enum Phase {
     /// Between two phases, inside one call.
     Moving,
     Opening(Box<Opening>),
+    Blank(Box<Opening>),
     Running(Box<Running>),
     Failed,
 }
@@ -181,19 +197,21 @@ impl MetaNode {
         let mut sorted = config.voters.clone();
         sorted.sort_unstable();
         sorted.dedup();
-        if sorted.len() != config.voters.len() || sorted.len() > VOTERS_MAX || sorted.len().is_multiple_of(2)
+        if config.node == NodeId(0) || config.voters.contains(&NodeId(0)) {
+            return Err(MetaError::Config("node 0 cannot vote"));
+        }
+        if !config.voters.contains(&config.node) {
+            sorted.clear();
+        } else if sorted.len() != config.voters.len()
+            || sorted.len() > VOTERS_MAX
+            || sorted.len().is_multiple_of(2)
         {
             return Err(MetaError::Config("voters must be 1, 3, 5 or 7 different nodes"));
         }
-        if !config.voters.contains(&config.node) || config.voters.contains(&NodeId(0)) {
-            return Err(MetaError::Config("this node must be one of the voters, and node 0 none"));
-        }
         let place = Place { disk: config.disk, offset: config.region_offset, tokens: config.tokens };
         // Order in the configuration file must not matter.
-        let who = Identity { cluster: config.cluster, node: config.node, voters: sorted.clone() };
-        let opening = Opening::start(env, place, config.region_len, who, config.planted)?;
-        self.config.voters = sorted;
-        Ok(opening)
+        let who = Identity { cluster: config.cluster, node: config.node, voters: sorted };
+        Opening::start(env, place, config.region_len, who, config.planted)
     }
 
     fn fail(&mut self, error: MetaError) {
@@ -221,6 +239,7 @@ impl MetaNode {
         match std::mem::replace(&mut self.phase, Phase::Moving) {
             Phase::Opening(opening) => match opening.on_disk(env, token, result, &op) {
                 Ok(Progress::Busy(opening)) => self.phase = Phase::Opening(opening),
+                Ok(Progress::Blank(opening)) => self.phase = Phase::Blank(opening),
                 Ok(Progress::Open(journal, recovered)) => {
                     let Self { config, requests, out, counters, .. } = self;
                     let mut ctx = Ctx { env, out, requests, config, counters };
@@ -257,20 +276,76 @@ impl MetaNode {
 
     /// Bytes of `MetaOutput::Send` from another voter. `from` is who the connection belongs to.
     pub fn on_message(&mut self, env: &mut dyn Env, from: NodeId, bytes: &[u8]) {
-        if from == self.config.node || !self.config.voters.contains(&from) {
-            self.counters.foreign_node += 1;
-            return;
-        }
         let Ok(packet) = Packet::decode(bytes) else {
             self.counters.malformed += 1;
             return;
         };
         if packet.cluster != self.config.cluster {
             self.counters.foreign_cluster += 1;
-        } else if packet.from != from {
+        } else if packet.from != from || from == self.config.node || !self.admits(from, &packet.body) {
             self.counters.foreign_node += 1;
+        } else if matches!(self.phase, Phase::Blank(_)) {
+            self.wanted(env, &packet.body);
         } else {
             self.run(env, |running, ctx| running.on_body(ctx, from, packet.body));
+        }
+    }
+
+    fn admits(&self, from: NodeId, body: &Body) -> bool {
+        match &self.phase {
+            Phase::Running(running) => running.machine.members().contains(from) || body.is_for_strangers(),
+            _ => true,
+        }
+    }
+
+    /// A leader fills this node: from now on it has a region. The message itself comes again.
+    fn wanted(&mut self, env: &mut dyn Env, body: &Body) {
+        if !body.is_leaders() {
+            return;
+        }
+        if let Phase::Blank(mut opening) = std::mem::replace(&mut self.phase, Phase::Moving) {
+            match opening.format(env) {
+                Ok(()) => self.phase = Phase::Opening(opening),
+                Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    /// What this node is in the group.
+    pub fn standing(&self) -> Standing {
+        let me = self.config.node;
+        match &self.phase {
+            Phase::Blank(_) => Standing::Blank,
+            Phase::Running(running) if running.is_voter(me) => Standing::Voter,
+            Phase::Running(running) if running.is_dismissed() => Standing::Outside,
+            Phase::Running(running) if running.machine.members().contains(me) => Standing::Learner,
+            Phase::Running(_) => Standing::Outside,
+            Phase::Moving | Phase::Opening(_) | Phase::Failed => Standing::Unknown,
+        }
+    }
+
+    /// Where a member is reached, when a change of the members has said so. Known before the replica is ready.
+    pub fn address_of(&self, node: NodeId) -> Option<&str> {
+        match &self.phase {
+            Phase::Running(running) => running.machine.members().address(node),
+            _ => None,
+        }
+    }
+
+    /// All members of the group, as far as this node knows.
+    pub fn members(&self) -> Vec<NodeId> {
+        match &self.phase {
+            Phase::Running(running) => running.machine.members().all(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Who votes as far as this node knows, and the index of the log, so the revision, at which that was so. Addresses that
+    /// nobody has told are empty.
+    pub fn latest_voters(&self) -> Option<(u64, Vec<VoterAddress>)> {
+        match &self.phase {
+            Phase::Running(running) => Some(running.latest_voters(&self.config)),
+            _ => None,
         }
     }
 
@@ -285,6 +360,12 @@ impl MetaNode {
         } else {
             self.requests.submit(env.now(), ticket, request);
         }
+    }
+
+    /// Answers every request in progress: this node is not the way to the store any more. `Unknown` where a leader may
+    /// have acted on it.
+    pub fn abandon_requests(&mut self) {
+        self.requests.fail_all();
     }
 
     /// To be called after every batch of calls: closes the group commit, and lets messages out.

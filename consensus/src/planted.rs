@@ -17,6 +17,12 @@ pub enum Bug {
     ReadWithoutConfirmation,
     /// A leader whose process was stopped does not add the pause to the leases.
     LeaderPauseForgotten,
+    /// Promotes a learner whatever it has.
+    LearnerTakenForCaughtUp,
+    /// Changes voters in one step: for a while two majorities need not meet.
+    MembersNotJoint,
+    /// Leaves the members out of snapshots on disk: a restart goes back to the founders.
+    MembersNotInSnapshot,
 }
 
 /// Which one is planted, if any.

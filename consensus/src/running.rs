@@ -7,13 +7,14 @@
 
 use crate::blocks::{Hard, Record};
 use crate::bounds::*;
-use crate::codec::{Body, Command, Packet, RaftMsg};
+use crate::codec::{Body, Command, Packet, RaftMsg, data_of};
 use crate::error::MetaError;
 use crate::guard;
 use crate::image::{self, Image, Parts};
 use crate::journal::{Event, Journal};
 use crate::journal_open::Recovered;
 use crate::machine::{Ephemeral, LeaseEvent, Machine};
+use crate::members::Members;
 use crate::memlog::MemLog;
 use crate::node::{Ctx, MetaConfig, MetaOutput};
 use crate::planted::Bug;
@@ -26,6 +27,7 @@ use raft::{RawNode, SnapshotStatus, StateRole};
 use reactor::{DiskError, Env, Token};
 use std::collections::{BTreeSet, VecDeque};
 use wire::NodeId;
+use wire::control::VoterAddress;
 
 /// Rounds of `Ready` handled in one flush: each needs new input, so this is never reached; it bounds a
 /// step all the same.
@@ -70,6 +72,15 @@ pub struct Running {
     pub(crate) election_ticks: usize,
     pub(crate) timeout_of: (u64, u64, StateRole),
     pub(crate) told_leader: (u64, u64),
+    /// The hard state is newer than what the journal was given.
+    pub(crate) hard_changed: bool,
+    /// An entry of this leader's that was sent when the present members had been committed: whoever has it knows
+    /// them, even after a restart.
+    pub(crate) confirmed_by: Option<u64>,
+    /// This node was no member any more at this index; it has not seen that yet when it is behind.
+    pub(crate) dismissed: u64,
+    /// Who voted at that index.
+    pub(crate) successors: Vec<VoterAddress>,
 }
 
 fn draw_timeout(env: &mut dyn Env) -> usize {
@@ -99,6 +110,7 @@ impl Running {
     /// From what the journal remembered.
     pub fn new(ctx: &mut Ctx<'_>, journal: Journal, recovered: Recovered) -> Result<Self, MetaError> {
         let mut machine = Machine::new(ctx.config.planted);
+        machine.members = Members::founded(&recovered.founders);
         let mut before = (0, 0);
         if let Some((index, term, bytes)) = recovered.snapshot {
             let image = image::decode(&bytes).map_err(|_| MetaError::SnapshotDamaged { index })?;
@@ -111,7 +123,7 @@ impl Running {
         let entries = recovered.log.entries.into_iter().zip(before.0 + 1..);
         let entries = entries.map(|((term, data), index)| crate::codec::entry(term, index, data)).collect();
         let durable_term = recovered.log.hard.term;
-        let log = MemLog::new(&ctx.config.voters, before, recovered.log.hard, entries);
+        let log = MemLog::new(machine.members(), before, recovered.log.hard, entries);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raft_config = raft_config(ctx.config, before.0, journal.uncommitted_max());
         let raw =
@@ -137,13 +149,18 @@ impl Running {
             ticks: 0,
             election_ticks,
             told_leader: (0, 0),
+            hard_changed: false,
+            confirmed_by: None,
+            dismissed: 0,
+            successors: Vec::new(),
         };
         this.fix_timeout(ctx, false);
         // After a common start the first voter need not wait for a whole timeout; where a leader lives, the
         // others do not answer it.
-        let rank = ctx.config.voters.iter().filter(|node| **node < ctx.config.node).count();
+        let voters = this.machine.members().all_voters();
+        let rank = voters.iter().filter(|node| **node < ctx.config.node).count();
         this.raw.raft.election_elapsed = this.election_ticks.saturating_sub(START_TICKS * (rank + 1));
-        if ctx.config.voters.len() == 1 {
+        if voters == [ctx.config.node] {
             // Nobody else could lead: no need to wait for an election timeout.
             let _ = this.raw.campaign();
             this.fix_timeout(ctx, false);
@@ -180,8 +197,8 @@ impl Running {
     /// One tick has passed.
     pub fn on_tick(&mut self, ctx: &mut Ctx<'_>, stalled_ns: u64) -> Result<(), MetaError> {
         self.ticks += 1;
-        if self.installing.is_some() {
-            // A candidate looks at the entries between applied and committed, and those are in the snapshot
+        if self.installing.is_some() || self.is_dismissed() {
+            // Who was removed would only disturb. A candidate looks at the entries between applied and committed, and those are in the snapshot
             // that is still being written.
             self.raw.raft.election_elapsed = 0;
         }
@@ -211,6 +228,7 @@ impl Running {
         }
         self.expire_leases(ctx);
         self.seek_ephemeral(ctx);
+        self.drive_members(ctx);
         Ok(())
     }
 
@@ -247,6 +265,7 @@ impl Running {
                     search.lost.insert(from);
                 }
             }
+            Body::NotMember { index, voters } => self.on_not_member(index, voters),
         }
         self.fix_timeout(ctx, false);
         Ok(())
@@ -259,7 +278,7 @@ impl Running {
         };
         // Raft counts a batch of entries as durable only as a whole: one that the ring cannot hold before the
         // next compaction would never be. The leader sends them again.
-        let bytes: usize = message.entries.iter().map(|entry| entry.data.len() + 32).sum();
+        let bytes: usize = message.entries.iter().map(|entry| data_of(entry).len() + 32).sum();
         if bytes > 0
             && message.get_msg_type() == MessageType::MsgAppend
             && !self.journal.has_room(self.received_bytes + bytes)
@@ -271,6 +290,7 @@ impl Running {
         if message.get_msg_type() == MessageType::MsgTimeoutNow && self.installing.is_some() {
             return Ok(()); // see `on_tick`
         }
+        self.answer_stranger(ctx, from, message.get_msg_type());
         match guard::judge(&self.raw.raft, &message) {
             // An error means that Raft has ignored it: an unknown peer, or no leader to pass it on to.
             guard::Verdict::Step => drop(self.raw.step(message)),
@@ -358,8 +378,13 @@ impl Running {
         }
         let messages = ready.take_messages();
         self.send_messages(ctx, messages);
-        if let Some(hard) = ready.hs().filter(|_| ready.must_sync()) {
-            let hard = Hard { term: hard.term, vote: hard.vote, commit: hard.commit };
+        self.hard_changed |= ready.hs().is_some();
+        if self.hard_changed && ready.must_sync() {
+            // A commit alone is not worth a write, but it goes before the next entries: who has a step of a change
+            // of the members must know, after a restart, that the step before was committed.
+            self.hard_changed = false;
+            let raft = &self.raw.raft;
+            let hard = Hard { term: raft.term, vote: raft.vote, commit: raft.raft_log.committed };
             self.appended_seq = self.journal.append(Record::Hard(hard));
         }
         if !ready.snapshot().is_empty() {
@@ -368,6 +393,7 @@ impl Running {
             self.raw.mut_store().reset(index, term);
             let mut next = Machine::new(ctx.config.planted);
             next.install(self.installing.clone().unwrap_or_default());
+            self.raw.mut_store().set_members(next.members());
             let bytes = image::encode(&next, Parts::Durable);
             self.appended_seq = self.journal.install(index, term, bytes)?;
         }
@@ -417,7 +443,7 @@ impl Running {
             let Some(entry) = self.to_apply.pop_front() else { break };
             let applied = self
                 .machine
-                .apply(entry.index, entry.term, &entry.data)
+                .apply(entry.index, entry.term, data_of(&entry))
                 .map_err(|_| MetaError::BadEntry { index: entry.index })?;
             ctx.tell(applied.changes);
             if let Some((id, outcome)) = applied.done
@@ -427,6 +453,9 @@ impl Running {
             }
             if let Some(serving) = &mut self.serving {
                 serving.applied(entry.index, applied.lease, ctx.env.now());
+            }
+            if let Some(before) = applied.members {
+                self.take_members(ctx, &before)?;
             }
             if applied.lease == Some(LeaseEvent::Reset) {
                 self.ephemeral_image = None;
@@ -461,6 +490,7 @@ impl Running {
         self.told_leader = now;
         self.serving = None;
         self.search = None;
+        self.confirmed_by = None;
         self.reads.clear(ctx.requests);
         ctx.requests.restart();
         let leader = self.leader();
@@ -478,7 +508,7 @@ impl Running {
             return self.journal.save(ctx.env, index, self.machine.term, bytes);
         }
         let tail = || self.raw.store().behind(index);
-        let bytes: usize = tail().map(|entry| entry.data.len() + 32).sum();
+        let bytes: usize = tail().map(|entry| data_of(entry).len() + 32).sum();
         if self.journal.wants_rewrite() && self.journal.has_room(bytes) {
             let records: Vec<Record> = tail().map(record_of).collect();
             self.appended_seq = self.journal.rewrite(records.into_iter());
@@ -493,7 +523,8 @@ impl Running {
             self.raw.report_unreachable(peer.0);
         } else if self.leader() == Some(peer) {
             let me = ctx.config.node;
-            let rank = ctx.config.voters.iter().filter(|node| **node != peer && **node < me).count();
+            let voters = self.machine.members().all_voters();
+            let rank = voters.iter().filter(|node| **node != peer && **node < me).count();
             // From here on this voter answers candidates again.
             self.raw.raft.election_elapsed = self.raw.raft.election_elapsed.max(ELECTION_TICKS_MIN);
             self.election_ticks = (ELECTION_TICKS_MIN + 1 + 2 * rank).min(ELECTION_TICKS_END - 1);
@@ -503,23 +534,20 @@ impl Running {
 
     /// Asks the most advanced other voter to lead (before a clean stop).
     pub fn resign(&mut self) {
-        if !self.is_leader() {
-            return;
-        }
-        let me = self.raw.raft.id;
-        let best = self.raw.raft.prs().iter().filter(|(id, _)| **id != me);
-        let best = best.max_by_key(|(id, progress)| (progress.matched, **id)).map(|(id, _)| *id);
-        if let Some(best) = best {
-            self.raw.transfer_leader(best);
+        let me = NodeId(self.raw.raft.id);
+        if self.is_leader()
+            && let Some(best) = self.best_voter(|node| node != me)
+        {
+            self.raw.transfer_leader(best.0);
         }
     }
 }
 
 /// What of an entry goes to disk.
 fn record_of(entry: &Entry) -> Record {
-    let data = match Command::decode(&entry.data).ok().and_then(|command| command.without_ephemeral()) {
+    let data = match Command::decode(data_of(entry)).ok().and_then(|command| command.without_ephemeral()) {
         Some(stripped) => stripped.encode(),
-        None => entry.data.to_vec(),
+        None => data_of(entry).to_vec(),
     };
     Record::Entry { index: entry.index, term: entry.term, data }
 }

@@ -98,6 +98,11 @@ impl Serving {
         self.proposals.len() >= PROPOSALS_MAX
     }
 
+    /// Whether a step of a change of the members is proposed and not applied.
+    pub fn changes_members(&self) -> bool {
+        self.proposals.iter().any(|proposal| matches!(proposal.op, Op::Members { .. }))
+    }
+
     /// Whether this request is proposed and not applied.
     pub fn is_proposed(&self, id: RequestId) -> bool {
         self.proposals.iter().any(|p| p.id.session == id.session && p.id.seq == id.seq)
@@ -132,7 +137,7 @@ impl Serving {
         let mut view = View::of(machine.kv(), key);
         for proposal in &self.proposals {
             match &proposal.op {
-                Op::Txn { writes, .. } => {
+                Op::Txn { writes, .. } | Op::Members { writes, .. } => {
                     view = writes.iter().fold(view, |view, write| view.after(key, write, proposal.index));
                 }
                 Op::LeaseEnd { lease } if view.lease == Some(*lease) => view = ABSENT,

@@ -8,14 +8,14 @@
 use crate::bounds::{META_TICK_MS, REQUEST_DEADLINE_MS};
 use crate::kv::key_value;
 use crate::planted::Planted;
-use crate::{Item, MetaConfig, MetaError, MetaNode, MetaOutput};
+use crate::{Item, MetaConfig, MetaError, MetaNode, MetaOutput, Standing};
 use reactor::{
     Arena, Buffers, Clock, ConnId, Disk, DiskError, DiskIndex, DiskInfo, DiskOp, Frame, Framing, Full, IoBuf,
     Mesh, MeshMsg, Mono, Net, NetError, Rng, Timers, Token, WallMs,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use wire::control::{Change, KeyValue, MetaReply, MetaRequest, Write};
+use wire::control::{Change, KeyValue, MetaReply, MetaRequest, VoterAddress, Write};
 use wire::{BLOCK_BYTES, ClusterId, CoreId, NodeId, Revision};
 
 const MS: u64 = 1_000_000;
@@ -229,8 +229,10 @@ enum Happening {
 /// How a world behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Voters.
+    /// Voters that found the group: the first nodes.
     pub voters: u64,
+    /// Nodes that may become voters.
+    pub spares: u64,
     /// Bytes of the region.
     pub region: u64,
     /// Messages lost, per mille.
@@ -249,6 +251,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             voters: 3,
+            spares: 0,
             region: 8 << 20,
             loss: 0,
             doubled: 0,
@@ -299,7 +302,7 @@ impl World {
     /// A group of new nodes, all started.
     pub fn new(seed: u64, options: Options) -> Self {
         let mut random = Random(seed);
-        let slots = (0..options.voters)
+        let slots = (0..options.voters + options.spares)
             .map(|_| Slot {
                 env: TestEnv {
                     now: Mono(0),
@@ -346,10 +349,17 @@ impl World {
         NodeId(node as u64 + 1)
     }
 
-    fn config(&self, node: usize) -> MetaConfig {
+    /// Where it would be reached.
+    pub fn address(node: usize) -> VoterAddress {
+        VoterAddress { node: Self::id(node), address: format!("10.0.0.{}:7700", node + 1) }
+    }
+
+    /// What a node is started with.
+    pub fn config(&self, node: usize) -> MetaConfig {
         MetaConfig {
             node: Self::id(node),
-            voters: (0..self.slots.len()).map(Self::id).collect(),
+            voters: (0..self.options.voters as usize).map(Self::id).collect(),
+            addresses: (0..self.options.voters as usize).map(Self::address).collect(),
             cluster: CLUSTER,
             disk: DiskIndex(0),
             region_offset: 1 << 20,
@@ -610,10 +620,13 @@ impl World {
         self.leader().expect("just seen")
     }
 
-    /// Waits until all running nodes are ready and have applied the same.
+    /// Waits until all running members are ready and have applied the same.
     pub fn converge(&mut self) {
         let same = |w: &World| {
-            let mut seen = w.slots.iter().filter_map(|slot| slot.node.as_ref()).map(|node| {
+            let nodes = w.slots.iter().filter_map(|slot| slot.node.as_ref());
+            let members =
+                nodes.filter(|node| !matches!(node.standing(), Standing::Blank | Standing::Outside));
+            let mut seen = members.map(|node| {
                 let status = node.status();
                 (status.ready, status.applied_index, status.leader.is_some())
             });
@@ -632,7 +645,7 @@ impl World {
     /// Everything, for a failed assertion.
     pub fn describe(&self) -> String {
         let one = |slot: &Slot| match &slot.node {
-            Some(node) => format!("{:?}", node.status()),
+            Some(node) => format!("{:?} of {:?} {:?}", node.standing(), node.members(), node.status()),
             None => "down".to_owned(),
         };
         self.slots.iter().map(one).collect::<Vec<_>>().join("\n") + &format!("{:?}", self.failures())
@@ -652,6 +665,30 @@ impl World {
             MetaReply::Applied { revision } => revision,
             other => panic!("put {key}: {other:?}"),
         }
+    }
+
+    /// Asks for a change of the voters.
+    pub fn change(&mut self, node: usize, add: &[usize], remove: &[usize]) -> MetaReply {
+        self.call(node, Self::change_request(add, remove))
+    }
+
+    /// A request for a change of the voters.
+    pub fn change_request(add: &[usize], remove: &[usize]) -> MetaRequest {
+        MetaRequest::ChangeVoters {
+            add: add.iter().map(|node| Self::address(*node)).collect(),
+            remove: remove.iter().map(|node| Self::id(*node)).collect(),
+        }
+    }
+
+    /// The voters, when the change is complete; waits for that.
+    pub fn settled(&mut self, node: usize) -> Vec<NodeId> {
+        for _ in 0..200 {
+            if let MetaReply::Voters { members, settled: true, .. } = self.call(node, MetaRequest::Voters) {
+                return members.into_iter().map(|member| member.node).collect();
+            }
+            self.run_ms(50);
+        }
+        panic!("the voters do not settle: {}", self.describe());
     }
 
     /// Reads keys, linearizable, and expects success.

@@ -27,7 +27,7 @@ use wire::{CONTROL_CORE, ClusterId, CoreId, DiskUuid, NodeId, SliceId};
 /// The cluster's name.
 const CLUSTER: ClusterId = ClusterId(0x51e0);
 /// Where control cores listen.
-const CONTROL_PORT: u16 = 700;
+pub(crate) const CONTROL_PORT: u16 = 700;
 /// Bytes of the metadata store's region: small, so that its log wraps and snapshots are taken.
 const META_BYTES: u64 = 4 << 20;
 /// Bytes of a control core's and a client's arena.
@@ -102,7 +102,7 @@ pub struct Cluster {
     counted: Vec<Counted>,
 }
 
-fn node_ip(index: usize) -> Ipv4Addr {
+pub(crate) fn node_ip(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, 1 + index as u8)
 }
 
@@ -216,7 +216,6 @@ impl Cluster {
                 addr: SocketAddr::from((node_ip(index), CONTROL_PORT)),
             })
             .collect();
-        let is_voter = voters.iter().any(|voter| voter.node == id);
         let control = ControlConfig {
             node: id,
             host: format!("host-{}", id.0),
@@ -225,7 +224,7 @@ impl Cluster {
             advertise: IpAddr::V4(node_ip(index)),
             http_listen: None,
             voters,
-            meta: is_voter.then_some(MetaRegion { disk: DiskIndex(0), offset: 0, len: META_BYTES }),
+            meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: META_BYTES }),
             data_cores: cores,
             disks,
             problems: Vec::new(),

@@ -311,6 +311,13 @@ impl Options {
         );
         options.meta = Some(meta::Mix::draw(&mut rng, style));
         (options.nodes, options.voters) = rng.weighted((4, (3, 3)), &[(1, (4, 3)), (1, (5, 5))]);
+        let mut changes = Stream::new(seed, "voters");
+        if changes.coin()
+            && let Some(mix) = &mut options.meta
+        {
+            mix.voters_ppm = changes.weighted((2, 10_000), &[(1, 40_000)]);
+            options.nodes = options.nodes.max(changes.between(4, 5) as usize);
+        }
         (options.cores, options.disks, options.gentle) = (0, 0, false);
         options.clients = rng.between(2, 5) as usize;
         options.safety_ns = rng.between(10, 25) * SEC;

@@ -71,6 +71,9 @@ fn left_out(bug: Planted) -> Option<&'static str> {
         Planted::Consensus(Meta::LeaderPauseForgotten) => Some(
             "not noticed: a leader has to stop for less than an election takes, just before a lock's lease ends",
         ),
+        Planted::Consensus(Meta::LearnerTakenForCaughtUp) => {
+            Some("no answer is wrong because of it, it only costs availability; the group's own test sees it")
+        }
         _ => None,
     }
 }
@@ -119,6 +122,9 @@ pub fn cases() -> Vec<Case> {
         (Meta::DedupForgotten, "consensus-dedup-forgotten"),
         (Meta::ReadWithoutConfirmation, "consensus-read-without-confirmation"),
         (Meta::LeaderPauseForgotten, "consensus-leader-pause-forgotten"),
+        (Meta::MembersNotJoint, "consensus-members-not-joint"),
+        (Meta::MembersNotInSnapshot, "consensus-members-not-in-snapshot"),
+        (Meta::LearnerTakenForCaughtUp, "consensus-learner-taken-for-caught-up"),
     ] {
         cases.push(cluster(name, Planted::Consensus(bug)));
     }

@@ -109,6 +109,55 @@ pub enum MetaRequest {
         /// The lease.
         lease: u64,
     },
+    /// Change who keeps the metadata. `Applied` says that the change has begun: the new voters are filled
+    /// first and vote only then; `Voters` shows how far it is. One change at a time.
+    ChangeVoters {
+        /// Nodes that become voters.
+        add: Vec<VoterAddress>,
+        /// Voters that cease to be.
+        remove: Vec<NodeId>,
+    },
+    /// Give up a change whose new voters do not vote yet.
+    CancelVoters,
+    /// Who keeps the metadata, as the leader sees it.
+    Voters,
+}
+
+/// A node and where its control core is reached.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct VoterAddress {
+    /// The node.
+    pub node: NodeId,
+    /// `IP:PORT`.
+    pub address: String,
+}
+
+/// What a member of the metadata group is.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VoterRole {
+    /// Leads.
+    Leader,
+    /// Votes.
+    Voter,
+    /// Is being filled, and does not vote yet.
+    Learner,
+    /// Votes until the change that removes it is complete.
+    Leaving,
+}
+
+/// A member of the metadata group, as its leader sees it.
+#[derive(Archive, Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct VoterInfo {
+    /// The node.
+    pub node: NodeId,
+    /// What it is.
+    pub role: VoterRole,
+    /// Where it is reached; empty when the leader was never told.
+    pub address: String,
+    /// Log entries that it does not have yet.
+    pub behind: u64,
+    /// It has answered the leader lately.
+    pub heard: bool,
 }
 
 /// A key with its value.
@@ -155,6 +204,15 @@ pub enum MetaReply {
     Failed {
         /// Why.
         status: u8,
+    },
+    /// To `Voters`.
+    Voters {
+        /// All members, by number.
+        members: Vec<VoterInfo>,
+        /// Who will vote when the change under way is complete; empty without one.
+        target: Vec<NodeId>,
+        /// No change is under way, and every voter that can be heard knows so: any majority can go on.
+        settled: bool,
     },
 }
 

@@ -54,6 +54,15 @@ pub enum Status {
     /// The member missed an earlier change of this object: it must be recovered before it can follow.
     #[error("member is out of sync")]
     OutOfSync = 15,
+    /// The metadata voters are being changed already.
+    #[error("another change of the metadata voters is under way")]
+    ChangeUnderWay = 16,
+    /// A metadata group has 1, 3, 5 or 7 voters.
+    #[error("a metadata group has 1, 3, 5 or 7 voters")]
+    VoterCount = 17,
+    /// Too few of the voters that would be left can be heard.
+    #[error("too few of the voters that would be left can be reached")]
+    QuorumAtRisk = 18,
 }
 
 impl Status {
@@ -75,6 +84,9 @@ impl Status {
             13 => Self::Exists,
             14 => Self::ShuttingDown,
             15 => Self::OutOfSync,
+            16 => Self::ChangeUnderWay,
+            17 => Self::VoterCount,
+            18 => Self::QuorumAtRisk,
             _ => Self::Unknown,
         }
     }

@@ -1,6 +1,7 @@
 //! `drystone meta`: the metadata store, shown to a person.
 
 use super::Global;
+use super::voters::{self, VotersCommand};
 use crate::cluster::Cluster;
 use crate::error::CliError;
 use crate::output;
@@ -66,6 +67,9 @@ pub enum MetaCommand {
         #[arg(long, value_name = "N")]
         events: Option<u64>,
     },
+    /// List the nodes that keep the metadata, replace one that is lost, add and remove some
+    #[command(subcommand)]
+    Voters(VotersCommand),
 }
 
 #[derive(Serialize)]
@@ -90,8 +94,12 @@ fn value_of(text: &str) -> Value {
 
 /// Runs the command.
 pub fn run(global: &Global, command: MetaCommand) -> Result<(), CliError> {
+    if let MetaCommand::Voters(command) = command {
+        return voters::run(global, command);
+    }
     let mut cluster = Cluster::connect(global)?;
     match command {
+        MetaCommand::Voters(_) => Ok(()),
         MetaCommand::Get { prefix, exact, keys } => get(global, &mut cluster, &prefix, exact, keys),
         MetaCommand::Put { key, value, if_revision } => {
             serde_json::from_str::<Value>(&value)

@@ -11,6 +11,7 @@ pub mod pg;
 pub mod pool;
 pub mod settings;
 pub mod status;
+pub mod voters;
 
 use crate::error::CliError;
 use clap::{Args, Parser, Subcommand};

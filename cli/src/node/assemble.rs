@@ -41,7 +41,7 @@ pub struct Assembled {
 pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     let failed = |why: String| CliError::Node { node: config.id, why };
     let (disks, problems) = open_disks(config)?;
-    let meta = if config.is_voter() { Some(meta_file(config)?) } else { None };
+    let meta = meta_file(config)?;
 
     let allowed = allowed_cpus();
     let slices: usize = disks.iter().map(|disk| disk.superblock.slices.len()).sum();
@@ -84,7 +84,7 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     let collector = DataCollector::new(data).map_err(|error| failed(error.to_string()))?;
     registry.register(Box::new(collector)).map_err(|error| failed(error.to_string()))?;
 
-    let mut control = control_config(config, &disks, &hands, meta.as_deref(), registry, status.clone());
+    let mut control = control_config(config, &disks, &hands, &meta, registry, status.clone());
     control.problems = problems;
     plans.push(control_core(control, meta, stats, config.spin_us));
     Ok(Assembled { plans, status })
@@ -155,7 +155,7 @@ fn control_config(
     config: &NodeConfig,
     disks: &[OwnDisk],
     hands: &[Vec<SliceConfig>],
-    meta: Option<&DiskFile>,
+    meta: &DiskFile,
     registry: Registry,
     status: Arc<ControlStatus>,
 ) -> ControlConfig {
@@ -181,7 +181,7 @@ fn control_config(
         advertise: config.control.ip(),
         http_listen: Some(config.http),
         voters: config.voters.iter().map(|v| Voter { node: v.node, addr: v.address }).collect(),
-        meta: meta.map(|file| MetaRegion { disk: DiskIndex(0), offset: 0, len: file.info().size_bytes }),
+        meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: meta.info().size_bytes }),
         data_cores: hands.len() as u16,
         disks: disks.iter().map(published).collect(),
         problems: Vec::new(),
@@ -196,14 +196,9 @@ fn control_config(
     }
 }
 
-fn control_core(
-    config: ControlConfig,
-    meta: Option<Arc<DiskFile>>,
-    stats: Arc<CoreStats>,
-    spin_us: u32,
-) -> CorePlan {
+fn control_core(config: ControlConfig, meta: Arc<DiskFile>, stats: Arc<CoreStats>, spin_us: u32) -> CorePlan {
     let options = CoreOptions {
-        disks: meta.into_iter().collect(),
+        disks: vec![meta],
         arena_bytes: CONTROL_BUFFER_BYTES,
         // Metadata writes are few: the locked memory is better spent on data.
         registered_bytes_max: 0,
@@ -221,7 +216,7 @@ fn control_core(
 }
 
 /// The metadata region: a file in the node's directory, made with its full size when the node first
-/// starts, and locked like a disk.
+/// starts, and locked like a disk. A node that does not vote has one, too, without contents: it may become a voter.
 fn meta_file(config: &NodeConfig) -> Result<Arc<DiskFile>, CliError> {
     let failed =
         |what: &str, path: &Path, source| CliError::Io { what: format!("{what} {}", path.display()), source };

@@ -362,6 +362,9 @@ impl FakeCluster {
             }
             MetaRequest::LeaseKeep { ttl_ms, .. } => MetaReply::Lease { ttl_ms },
             MetaRequest::LeaseRevoke { .. } => MetaReply::Lease { ttl_ms: 0 },
+            MetaRequest::ChangeVoters { .. } | MetaRequest::CancelVoters | MetaRequest::Voters => {
+                MetaReply::failed(Status::Invalid) // nobody votes here
+            }
         }
     }
 

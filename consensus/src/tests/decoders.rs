@@ -4,11 +4,12 @@ use crate::blocks::{Head, Record, Super, decode_log_block, encode_batch};
 use crate::codec::{Body, Chunk, Command, EntryMsg, Op, Packet, RaftMsg, RequestId, Verdict};
 use crate::image::{self, Parts};
 use crate::machine::Machine;
+use crate::members::Members;
 use crate::planted::Planted;
 use crate::testing::{CLUSTER, Options, World, put};
 use proptest::prelude::*;
 use wire::NodeId;
-use wire::control::Write;
+use wire::control::{VoterAddress, Write};
 
 fn packets() -> Vec<Packet> {
     let packet = |body| Packet { cluster: CLUSTER, from: NodeId(2), body };
@@ -39,7 +40,29 @@ fn packets() -> Vec<Packet> {
         packet(Body::Chunk(chunk)),
         packet(Body::Forward { id: RequestId { session: 1, seq: 2, floor: 1 }, request: put("/a", "1") }),
         packet(Body::WantEphemeral),
+        packet(Body::NotMember {
+            index: 7,
+            voters: vec![VoterAddress { node: NodeId(4), address: "10.0.0.4:700".to_owned() }],
+        }),
+        packet(Body::Forward {
+            id: RequestId { session: 1, seq: 2, floor: 1 },
+            request: World::change_request(&[3], &[1]),
+        }),
+        packet(Body::Answer {
+            session: 1,
+            seq: 2,
+            reply: wire::control::MetaReply::Voters {
+                members: vec![],
+                target: vec![NodeId(1)],
+                settled: true,
+            },
+        }),
     ]
+}
+
+fn members() -> Members {
+    let founders = Members::founded(&[NodeId(1), NodeId(2), NodeId(3)]);
+    founders.begun(&[World::address(3)], &[NodeId(3)], &[World::address(0)]).unwrap().entered()
 }
 
 fn image() -> Vec<u8> {
@@ -49,6 +72,7 @@ fn image() -> Vec<u8> {
     machine.apply(2, 1, &command(2, Op::LeaseSet { lease: 8, ttl_ms: 1000 })).unwrap();
     let put = |key: &str, lease| Write::Put { key: key.into(), value: "[1,2]".into(), lease };
     let writes = vec![put("/a", None), put("/b", None), put("/l", Some(8))];
+    machine.members = members();
     machine.apply(3, 1, &command(3, Op::Txn { verdict: Verdict::Apply, writes, stripped: false })).unwrap();
     image::encode(&machine, Parts::Whole)
 }
@@ -66,12 +90,26 @@ fn every_bit_of_a_block_counts() {
     }
 }
 
+/// An image as versions wrote it that knew no changes of the members: these are the founders then.
+#[test]
+fn an_image_without_members_is_read_and_keeps_the_founders() {
+    let mut old = Machine::new(Planted::none());
+    old.apply(1, 1, &Command { id: RequestId::default(), op: Op::EphemeralReset }.encode()).unwrap();
+    let bytes = image::encode(&old, Parts::Durable);
+    assert_eq!(bytes.get(6..8), Some([1, 0].as_slice()), "durable part and nothing else");
+    let mut machine = Machine::new(Planted::none());
+    machine.members = Members::founded(&[NodeId(1)]);
+    machine.install(image::decode(&bytes).unwrap());
+    assert_eq!(*machine.members(), Members::founded(&[NodeId(1)]));
+}
+
 #[test]
 fn an_image_survives_its_bytes() {
     let bytes = image();
     let decoded = image::decode(&bytes).unwrap();
     let mut machine = Machine::new(Planted::none());
     machine.install(decoded);
+    assert_eq!(*machine.members(), members());
     assert_eq!(image::encode(&machine, Parts::Whole), bytes);
     for len in 0..bytes.len() {
         assert!(image::decode(&bytes[..len]).is_err(), "cut at {len}");
@@ -96,7 +134,7 @@ proptest! {
 
     #[test]
     fn flipped_bits_decode_to_errors_or_to_something_harmless(
-        which in 0usize..4,
+        which in 0usize..7,
         flips in proptest::collection::vec(any::<u32>(), 1..5),
     ) {
         let mut bytes = packets()[which].encode();
@@ -107,7 +145,9 @@ proptest! {
             bytes[a] ^= 1 << (bit % 8);
             image[b] ^= 1 << (bit % 8);
         }
-        let _ = image::decode(&image);
+        if let Ok(image) = image::decode(&image) {
+            prop_assert!(image.members.is_none_or(|members| members.is_sound()));
+        }
         if let Ok(Packet { body: Body::Raft(raft), .. }) = Packet::decode(&bytes) {
             let _ = raft.into_message(NodeId(2), NodeId(1));
         }
@@ -146,10 +186,16 @@ fn no_raft_message_can_stop_the_process() {
                 reject_hint: near(last),
                 context: vec![],
                 entries: (0..near(1) % 3)
-                    .map(|i| EntryMsg {
-                        term: near(term),
-                        index: index.wrapping_add(1 + i),
-                        data: Command { id: RequestId::default(), op: Op::EphemeralReset }.encode(),
+                    .map(|i| {
+                        let op = match near(2) % 3 {
+                            0 => Op::Members { members: Box::new(members()), writes: Vec::new() },
+                            _ => Op::EphemeralReset,
+                        };
+                        EntryMsg {
+                            term: near(term),
+                            index: index.wrapping_add(1 + i),
+                            data: Command { id: RequestId::default(), op }.encode(),
+                        }
                     })
                     .collect(),
             };

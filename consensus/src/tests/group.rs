@@ -207,8 +207,10 @@ fn strangers_and_garbage_are_counted_and_ignored() {
         from: World::id((leader + 1) % 3),
         body: crate::codec::Body::WantEphemeral,
     };
+    let stranger =
+        crate::codec::Packet { cluster: crate::testing::CLUSTER, from: wire::NodeId(99), ..other.clone() };
     w.with(leader, |meta, env| {
-        meta.on_message(env, wire::NodeId(99), &[1, 2, 3]);
+        meta.on_message(env, stranger.from, &stranger.encode());
         meta.on_message(env, other.from, &[1, 2, 3]);
         meta.on_message(env, other.from, &other.encode());
     });

@@ -5,5 +5,6 @@ mod disk;
 mod faults;
 mod group;
 mod leases;
+mod members;
 #[cfg(feature = "planted")]
 mod planted;

@@ -15,8 +15,25 @@ fn noticed(mut attempt: impl FnMut(u64) -> Result<(), String>) -> Option<(u64, S
 }
 
 fn under_faults(bug: Bug) {
-    let (seed, what) = noticed(|seed| faults::run(seed, 3, Planted::with(bug)).map(drop)).expect("noticed");
+    let (seed, what) =
+        noticed(|seed| faults::run(seed, 3, 0, Planted::with(bug)).map(drop)).expect("noticed");
     println!("{bug:?}: seed {seed}: {what}");
+}
+
+fn under_changes(bug: Bug) {
+    let (seed, what) =
+        noticed(|seed| faults::run(seed, 3, 2, Planted::with(bug)).map(drop)).expect("noticed");
+    println!("{bug:?}: seed {seed}: {what}");
+}
+
+#[test]
+fn changing_voters_in_one_step_is_noticed() {
+    under_changes(Bug::MembersNotJoint);
+}
+
+#[test]
+fn forgetting_the_members_in_snapshots_is_noticed() {
+    under_changes(Bug::MembersNotInSnapshot);
 }
 
 #[test]

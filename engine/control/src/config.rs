@@ -114,9 +114,9 @@ pub struct ControlConfig {
     pub advertise: IpAddr,
     /// Where to serve `/metrics`, if anywhere.
     pub http_listen: Option<SocketAddr>,
-    /// The metadata group: 1, 3, 5 or 7 nodes.
+    /// The nodes that found the metadata group, 1, 3, 5 or 7 of them; later those to ask first who its voters are.
     pub voters: Vec<Voter>,
-    /// Where this node keeps the metadata store; needed when it is a voter.
+    /// Where this node keeps the metadata store; needed when it is a voter or may become one.
     pub meta: Option<MetaRegion>,
     /// Data cores of this node: cores 0 up to this.
     pub data_cores: u16,

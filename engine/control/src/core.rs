@@ -8,7 +8,7 @@ use crate::drive::{Asker, Incoming, Meta};
 use crate::feed::Feed;
 use crate::http::{Http, Wanted};
 use crate::lease::Registrar;
-use crate::links::{Link, Linked, Uplink};
+use crate::links::{Link, Linked};
 use crate::metrics::ControlMetrics;
 use crate::mirror::Mirror;
 use crate::scrubs::Scrubs;
@@ -18,17 +18,17 @@ use crate::stop::Stop;
 use crate::strays;
 use crate::view::View;
 use crate::wishes::Wishes;
-use consensus::{MetaConfig, MetaNode};
+use consensus::MetaNode;
 use engine::CoreMsg;
 use engine::msg::{Extent, Opened};
 use reactor::{CloseReason, ConnId, Env, Event, Frame, Framing, Mono, Service, Token};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use wire::control::ControlMsg;
-use wire::{CoreId, NodeId, SessionId, SliceId};
+use wire::{CoreId, NodeId, Revision, SessionId, SliceId};
 
 /// Disk operations of the metadata voter carry this in their upper half.
-const META_TOKENS: u64 = 0xc1 << 56;
+pub(crate) const META_TOKENS: u64 = 0xc1 << 56;
 const TICK: Token = Token(0xc0 << 56 | 1);
 const SOON: Token = Token(0xc0 << 56 | 2);
 const CONTROL_LISTENER: Token = Token(0xc0 << 56 | 16);
@@ -40,6 +40,12 @@ const SOON_NS: u64 = 300_000;
 pub struct ControlCore {
     pub(crate) config: ControlConfig,
     pub(crate) meta: Meta,
+    /// This node's part in the metadata group, while that is not its way to the store. See `voters`.
+    pub(crate) spare: Option<Box<MetaNode>>,
+    /// Revision of the voters that the uplink knows.
+    pub(crate) voters_seen: Revision,
+    /// It is time to look for others.
+    pub(crate) voters_due: bool,
     pub(crate) links: Vec<Link>,
     pub(crate) server: Server,
     pub(crate) http: Http,
@@ -79,6 +85,9 @@ impl ControlCore {
             registrar: Registrar::new(session),
             marks: Marks::default(),
             meta: Meta::None,
+            spare: None,
+            voters_seen: Revision(0),
+            voters_due: false,
             links: Vec::new(),
             server: Server::default(),
             http: Http::default(),
@@ -145,31 +154,6 @@ impl ControlCore {
         self.open_meta(env)
     }
 
-    fn open_meta(&mut self, env: &mut dyn Env) -> Result<(), ControlError> {
-        let config = &self.config;
-        if !config.voters.iter().any(|voter| voter.node == config.node) {
-            let uplink = Uplink::new(&config.voters, env.random())
-                .ok_or(ControlError::Config("there must be a voter"))?;
-            self.meta = Meta::Remote(Box::new(uplink));
-            return Ok(());
-        }
-        let region = config.meta.ok_or(ControlError::Config("a voter needs a metadata region"))?;
-        let others = config.voters.iter().filter(|voter| voter.node != config.node);
-        self.links = others.map(|voter| Link::new(*voter)).collect();
-        let meta = MetaConfig {
-            node: config.node,
-            voters: config.voters.iter().map(|voter| voter.node).collect(),
-            cluster: config.cluster,
-            disk: region.disk,
-            region_offset: region.offset,
-            region_len: region.len,
-            tokens: META_TOKENS,
-            planted: config.meta_planted,
-        };
-        self.meta = Meta::Voter(Box::new(MetaNode::open(env, meta)));
-        Ok(())
-    }
-
     /// An address as others reach it.
     fn reachable(&self, bound: SocketAddr) -> SocketAddr {
         if bound.ip().is_unspecified() { SocketAddr::new(self.config.advertise, bound.port()) } else { bound }
@@ -183,16 +167,23 @@ impl ControlCore {
         self.ticks += 1;
         env.set_timer(now.plus_ms(TICK_MS), TICK);
         self.links.iter_mut().for_each(|link| link.on_tick(env));
-        match &mut self.meta {
-            Meta::Voter(node) => node.on_tick(env),
-            Meta::Remote(uplink) => uplink.on_tick(env),
-            Meta::None => {}
+        if let Meta::Remote(uplink) = &mut self.meta {
+            uplink.on_tick(env);
+            if self.server.feeds(uplink.peer()) {
+                // Two that vote no more would hear of nothing but each other.
+                uplink.give_up(env);
+            }
         }
+        if let Some(node) = self.member() {
+            node.on_tick(env);
+        }
+        self.prune_links(env);
         self.director.on_tick(&self.view, now);
         self.server.on_tick(env);
         self.http.on_tick(env);
         if self.ticks.is_multiple_of(20) {
             self.wishes.retry();
+            self.voters_due = true;
         }
     }
 
@@ -218,13 +209,13 @@ impl ControlCore {
     fn on_closed(&mut self, env: &mut dyn Env, conn: ConnId, reason: CloseReason) {
         self.server.closed(conn);
         self.http.closed(conn);
-        let Self { links, meta, .. } = self;
-        if let Some(link) = links.iter_mut().find(|link| link.owns(conn)) {
+        if let Some(link) = self.links.iter_mut().find(|link| link.owns(conn)) {
             let gone = matches!(link.closed(env, reason), Linked::Gone);
-            if gone && let Meta::Voter(node) = meta {
-                node.on_peer_gone(env, link.peer());
+            let peer = link.peer();
+            if gone && let Some(node) = self.member() {
+                node.on_peer_gone(env, peer);
             }
-        } else if let Meta::Remote(uplink) = meta
+        } else if let Meta::Remote(uplink) = &mut self.meta
             && uplink.owns(conn)
         {
             uplink.closed(env, reason);
@@ -243,7 +234,7 @@ impl ControlCore {
                 }
                 Linked::Message(ControlMsg::Raft { bytes }) => {
                     let from = link.peer();
-                    if let Meta::Voter(node) = &mut self.meta {
+                    if let Some(node) = self.member() {
                         node.on_message(env, from, &bytes);
                     }
                 }
@@ -262,7 +253,7 @@ impl ControlCore {
                 self.ask(env, Asker::Client { conn, ticket }, request);
             }
             Some(Asked::Raft { from, bytes }) => {
-                if let Meta::Voter(node) = &mut self.meta {
+                if let Some(node) = self.member() {
                     node.on_message(env, from, &bytes);
                 }
             }
@@ -463,7 +454,7 @@ impl Service for ControlCore {
             Event::Timer { token: SOON } => self.soon = false,
             Event::Timer { .. } => {}
             Event::DiskDone { token, result, op, .. } => {
-                if let Meta::Voter(node) = &mut self.meta {
+                if let Some(node) = self.member() {
                     node.on_disk(env, token, result, op);
                 }
             }

@@ -81,10 +81,11 @@ impl ControlCore {
         }
         let mut budget = CHANGES_PER_STEP;
         for round in 0..ROUNDS {
-            if let Meta::Voter(node) = &mut self.meta {
+            if let Some(node) = self.member() {
                 node.flush(env);
             }
             let heard = self.hear(env);
+            self.follow_voters(env);
             while budget > 0 && !self.incoming.is_empty() {
                 budget = self.take_over_some(env, budget);
             }
@@ -96,7 +97,7 @@ impl ControlCore {
                 break;
             }
         }
-        if let Meta::Voter(node) = &mut self.meta {
+        if let Some(node) = self.member() {
             node.flush(env);
         }
         self.drive_stop(env);
@@ -111,7 +112,7 @@ impl ControlCore {
 
     /// Takes what the metadata store has to say; whether there was anything.
     fn hear(&mut self, env: &mut dyn Env) -> bool {
-        let mut heard = false;
+        let mut heard = self.hear_spare(env);
         loop {
             let output = match &mut self.meta {
                 Meta::Voter(node) => node.poll(),
@@ -161,13 +162,13 @@ impl ControlCore {
     }
 
     /// Raft's messages may be lost: what cannot be sent now is not kept.
-    fn carry(&mut self, env: &mut dyn Env, to: NodeId, bytes: Vec<u8>) {
-        if let Some(link) = self.links.iter().find(|link| link.peer() == to) {
+    pub(crate) fn carry(&mut self, env: &mut dyn Env, to: NodeId, bytes: Vec<u8>) {
+        if let Some(link) = self.link_to(to) {
             link.send(env, &ControlMsg::Raft { bytes });
         }
     }
 
-    fn changed(&mut self, revision: Revision, changes: Vec<Change>) {
+    pub(crate) fn changed(&mut self, revision: Revision, changes: Vec<Change>) {
         self.incoming.push_back(Incoming { revision, changes: Rc::new(changes), at: 0 });
     }
 
@@ -331,7 +332,7 @@ impl ControlCore {
         }
     }
 
-    fn answered(&mut self, env: &mut dyn Env, ticket: u64, reply: MetaReply) {
+    pub(crate) fn answered(&mut self, env: &mut dyn Env, ticket: u64, reply: MetaReply) {
         let Some(asker) = self.tickets.remove(&ticket) else { return };
         let now = env.now();
         match asker {

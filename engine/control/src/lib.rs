@@ -8,7 +8,7 @@
 //! authority; `director::decide` is what a PG's next configuration is: everything that keeps data safe
 //! across failures is in these two, and in `claims`, which keeps out disks that are not what they were.
 //! `server` and `http` face strangers. `admin` builds the transactions
-//! of administrators and is used by the command line as well.
+//! of administrators and is used by the command line as well. `voters` follows changes of who keeps the metadata.
 //!
 //! The package knows the environment's traits only; the simulator runs this very code.
 
@@ -34,6 +34,7 @@ mod stats;
 mod stop;
 mod strays;
 pub mod view;
+mod voters;
 mod wishes;
 
 pub use config::{

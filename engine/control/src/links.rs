@@ -193,11 +193,22 @@ pub enum UplinkOut {
     OtherCluster(ClusterId),
 }
 
+/// What an uplink leaves behind.
+#[derive(Debug)]
+pub struct UplinkEnd {
+    /// Requests that no voter was given.
+    pub unsent: Vec<(u64, MetaRequest)>,
+    /// Answers to all others.
+    pub replies: Vec<(u64, MetaReply)>,
+}
+
 /// A node that is no voter uses one voter at a time: it watches everything there and sends its requests
 /// there.
 #[derive(Debug)]
 pub struct Uplink {
     voters: Vec<Voter>,
+    /// How many of `voters`, from the first on, are known to vote; the others are tried when those do not answer.
+    present: usize,
     at: usize,
     link: Link,
     /// Parts of a snapshot that is still arriving.
@@ -205,6 +216,8 @@ pub struct Uplink {
     /// The latest revision passed on: a voter that lags behind it must not take this node back in time.
     newest: Revision,
     watching: bool,
+    /// When the voter last brought something of the snapshot, or was to begin.
+    snapshot_at: Mono,
     waiting: VecDeque<(u64, MetaRequest, Mono)>,
     /// Requests on their way, and when they were sent.
     sent: BTreeMap<u64, Mono>,
@@ -218,22 +231,77 @@ const WAITING_MS: u64 = 5_000;
 /// A voter that leaves a request unanswered for so long, in milliseconds, hangs: another one is tried.
 /// Longer than an election, short enough that a lost lease is soon replaced.
 const UNANSWERED_MS: u64 = 1_500;
+/// A voter that brings nothing of the snapshot for so long, in milliseconds, has none: it may be a voter no more, and
+/// live from this very node.
+const SNAPSHOT_MS: u64 = 3_000;
+/// How long after its snapshot a node that votes no more is kept, in milliseconds; voters are tried again then.
+const ASTRAY_MS: u64 = 1_000;
+/// The same while there are requests on their way to it.
+const ASTRAY_BUSY_MS: u64 = 3_000;
 
 impl Uplink {
-    /// Not connected. `voters` is not empty; `start` spreads nodes over them.
-    pub fn new(voters: &[Voter], start: u64) -> Option<Self> {
+    /// Not connected. `voters` is not empty; `start` spreads nodes over them, `newest` is what the node has seen.
+    pub fn new(voters: &[Voter], start: u64, newest: Revision) -> Option<Self> {
         let at = (start % voters.len().max(1) as u64) as usize;
         Some(Self {
             voters: voters.to_vec(),
+            present: 0,
             at,
             link: Link::new(*voters.get(at)?),
             parts: Vec::new(),
-            newest: Revision(0),
+            newest,
             watching: false,
+            snapshot_at: Mono(0),
             waiting: VecDeque::new(),
             sent: BTreeMap::new(),
             out: Vec::new(),
         })
+    }
+
+    /// From now on this node can live from these, of whom the first `present` vote.
+    pub fn set_voters(&mut self, voters: Vec<Voter>, present: usize) {
+        if voters.is_empty() || voters == self.voters && present == self.present {
+            return;
+        }
+        let peer = self.link.peer();
+        // Whoever does not vote is followed by the first who does. As long as these stay the same each gets its
+        // turn: those who are said to vote may be gone for good, and only the last of the others may know better.
+        let at = voters.iter().position(|voter| voter.node == peer).filter(|at| *at < present);
+        self.at = at.unwrap_or(voters.len() - 1);
+        self.voters = voters;
+        self.present = present;
+    }
+
+    /// Whether this node lives from one that votes no more, although voters are known. Such nodes could otherwise
+    /// live from each other, in a circle of any length, and none of them would hear of anything again.
+    fn is_astray(&self) -> bool {
+        let mut present = self.voters.iter().take(self.present);
+        self.present > 0 && present.all(|voter| voter.node != self.link.peer())
+    }
+
+    /// Whom this node lives from.
+    pub fn peer(&self) -> NodeId {
+        self.link.peer()
+    }
+
+    /// Tries the next voter.
+    pub fn give_up(&mut self, env: &mut dyn Env) {
+        self.link.drop_connection(env);
+    }
+
+    /// This node needs no uplink any more.
+    pub fn end(mut self, env: &mut dyn Env) -> UplinkEnd {
+        self.link.drop_connection(env);
+        let unknown = MetaReply::failed(Status::Unknown);
+        let heard = self.out.into_iter().filter_map(|out| match out {
+            UplinkOut::Reply(ticket, reply) => Some((ticket, reply)),
+            _ => None,
+        });
+        let sent = self.sent.into_keys().map(|ticket| (ticket, unknown.clone()));
+        UplinkEnd {
+            unsent: self.waiting.into_iter().map(|(ticket, request, _)| (ticket, request)).collect(),
+            replies: heard.chain(sent).collect(),
+        }
     }
 
     /// Whether this connection is the uplink's.
@@ -256,6 +324,14 @@ impl Uplink {
             }
         }
         if self.sent.values().any(|sent| now > sent.plus_ms(UNANSWERED_MS)) {
+            self.link.drop_connection(env);
+        }
+        let silent = !self.watching && now > self.snapshot_at.plus_ms(SNAPSHOT_MS);
+        // It has brought what it knew. A moment between two requests is best: the outcome of one on its way
+        // would be unknown.
+        let away = self.watching && self.is_astray() && now > self.snapshot_at.plus_ms(ASTRAY_MS);
+        let idle = self.sent.is_empty() || now > self.snapshot_at.plus_ms(ASTRAY_BUSY_MS);
+        if self.link.is_up() && (silent || away && idle) {
             self.link.drop_connection(env);
         }
     }
@@ -281,6 +357,7 @@ impl Uplink {
     pub fn frame(&mut self, env: &mut dyn Env, me: Me, frame: &Frame) {
         match self.link.frame(env, me, frame) {
             Linked::Up => {
+                self.snapshot_at = env.now();
                 self.link.send(env, &ControlMsg::Subscribe { prefixes: vec!["/".to_owned()] });
                 self.flush(env);
             }
@@ -298,6 +375,7 @@ impl Uplink {
                 }
             }
             ControlMsg::Snapshot { revision, items, more } => {
+                self.snapshot_at = env.now();
                 self.parts.extend(items);
                 if !more && revision < self.newest {
                     // Another voter, or this one when it has caught up.

@@ -101,6 +101,11 @@ impl Server {
         (self.sessions.len(), self.sessions.values().filter(|s| s.subscribed).count())
     }
 
+    /// Whether this node lives from us.
+    pub fn feeds(&self, node: NodeId) -> bool {
+        self.sessions.values().any(|s| s.subscribed && s.role == Some(Role::Node(node)))
+    }
+
     /// Counters.
     pub fn counters(&self) -> ServerCounters {
         self.counters

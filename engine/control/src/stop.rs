@@ -124,7 +124,7 @@ impl ControlCore {
             }
             Stop::Revoking { until } if now >= *until => self.revoked(env),
             Stop::Leaving { until, resigned } => {
-                let alone = self.links.is_empty();
+                let alone = matches!(&self.meta, Meta::Voter(node) if node.members().len() <= 1);
                 let late = now >= *until;
                 let idle = self.incoming.is_empty() && self.director.is_idle();
                 match &mut self.meta {

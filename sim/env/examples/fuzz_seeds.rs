@@ -13,7 +13,10 @@ use std::path::Path;
 use store::{
     DiskPlan, SliceGeometry, SliceStore, StoreError, StoreEvent, StoreOptions, TOKENS_MIN, TokenRange,
 };
-use wire::control::{Change, Compare, ControlMsg, Hello, KeyValue, MetaReply, MetaRequest, Role, Write};
+use wire::control::{
+    Change, Compare, ControlMsg, Hello, KeyValue, MetaReply, MetaRequest, Role, VoterAddress, VoterInfo,
+    VoterRole, Write,
+};
 use wire::{
     BLOCK_BYTES, BlockCrcs, ClusterId, CoreId, DiskUuid, Epoch, FrameKind, Header, ImageId, NodeId, ObjectId,
     PgId, PoolId, Revision, SessionId, SliceId, Status, Version,
@@ -85,11 +88,22 @@ fn requests() -> Vec<MetaRequest> {
         MetaRequest::Txn { compares, writes },
         MetaRequest::LeaseKeep { lease: 5, ttl_ms: 1000 },
         MetaRequest::LeaseRevoke { lease: 5 },
+        MetaRequest::ChangeVoters {
+            add: vec![VoterAddress { node: NodeId(4), address: "10.0.0.4:7700".into() }],
+            remove: vec![NodeId(3)],
+        },
+        MetaRequest::CancelVoters,
+        MetaRequest::Voters,
     ]
 }
 
 fn pair() -> KeyValue {
     KeyValue { key: "/node/1".into(), value: "{}".into(), mod_revision: Revision(2), lease: Some(5) }
+}
+
+fn member() -> VoterInfo {
+    let (node, address) = (NodeId(4), "10.0.0.4:7700".into());
+    VoterInfo { node, role: VoterRole::Learner, address, behind: 7, heard: true }
 }
 
 fn replies() -> Vec<MetaReply> {
@@ -98,6 +112,7 @@ fn replies() -> Vec<MetaReply> {
         MetaReply::Applied { revision: Revision(10) },
         MetaReply::CompareFailed { index: 1 },
         MetaReply::Lease { ttl_ms: 1000 },
+        MetaReply::Voters { members: vec![member()], target: vec![NodeId(4)], settled: false },
         MetaReply::failed(Status::Unknown),
     ]
 }

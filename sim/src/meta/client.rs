@@ -2,6 +2,7 @@
 
 use super::Mix;
 use super::history::Hold;
+use crate::cluster::{CONTROL_PORT, node_ip};
 use crate::options::Options;
 use crate::workload::{Desk, Mode};
 use client::{AdminDone, AdminError, AdminTicket, ClientCore};
@@ -10,8 +11,8 @@ use simenv::rng::Stream;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use wire::Revision;
-use wire::control::{Change, Compare, MetaReply, MetaRequest, Write};
+use wire::control::{Change, Compare, MetaReply, MetaRequest, VoterAddress, Write};
+use wire::{NodeId, Revision};
 
 /// Where all keys of the workload are.
 const ALL: &str = "/t/";
@@ -67,6 +68,8 @@ pub struct MetaClient {
     think_ns: u64,
     mix: Mix,
     number: usize,
+    /// Nodes that may vote.
+    nodes: usize,
     rng: Stream,
     calls: BTreeMap<AdminTicket, (usize, For)>,
     watch: usize,
@@ -94,6 +97,7 @@ impl MetaClient {
             think_ns: options.think_ns,
             mix,
             number,
+            nodes: options.nodes,
             rng,
             calls: BTreeMap::new(),
             watch,
@@ -187,8 +191,30 @@ impl MetaClient {
         self.put(format!("{MARKS}{}", self.number), "")
     }
 
+    /// Other voters, sensible or not: one for another, two more, two fewer, or not after all.
+    fn other_voters(&mut self) -> MetaRequest {
+        let mut draw = || self.rng.below(self.nodes as u64) as usize;
+        let (a, b, c) = (draw(), draw(), draw());
+        let (add, remove) = match self.rng.below(10) {
+            0..=4 => (vec![a], vec![b]),
+            5 | 6 => (vec![a, b], Vec::new()),
+            7 | 8 => (Vec::new(), vec![a, c]),
+            _ => return MetaRequest::CancelVoters,
+        };
+        let address = |index: usize| VoterAddress {
+            node: NodeId(index as u64 + 1),
+            address: SocketAddr::from((node_ip(index), CONTROL_PORT)).to_string(),
+        };
+        MetaRequest::ChangeVoters {
+            add: add.into_iter().map(address).collect(),
+            remove: remove.into_iter().map(|index| NodeId(index as u64 + 1)).collect(),
+        }
+    }
+
     fn random_call(&mut self, env: &mut dyn Env) {
-        let request = if self.rng.chance(self.mix.read_ppm) {
+        let request = if self.mix.voters_ppm > 0 && self.rng.chance(self.mix.voters_ppm) {
+            self.other_voters()
+        } else if self.rng.chance(self.mix.read_ppm) {
             let one = self.key(REGISTERS);
             let prefix = self.rng.pick(&[&one, REGISTERS, LISTS, SET]).copied().unwrap_or(REGISTERS);
             MetaRequest::Range { prefix: prefix.to_owned(), limit: LIMIT }

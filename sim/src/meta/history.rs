@@ -121,6 +121,10 @@ impl History {
             {
                 Outcome::NotDone("no such lease".to_owned())
             }
+            // Who votes is no part of the history.
+            (Ok(_), MetaRequest::ChangeVoters { .. } | MetaRequest::CancelVoters) => {
+                Outcome::NotDone("voters".to_owned())
+            }
             (Err(AdminError::OutcomeUnknown), _) => Outcome::Unknown,
             (Err(error @ (AdminError::Unreachable { .. } | AdminError::NoAnswer { .. })), _) => {
                 Outcome::NotDone(error.to_string())

@@ -1,7 +1,7 @@
 //! The metadata store under clients of its own, judged for strict serializability.
 //!
-//! Control cores only, without data cores or disks: voters of the Raft group, and sometimes a node that is
-//! none and forwards. Clients (`client`) put, compare and put, append to lists, fill sets, move values between
+//! Control cores only, without data cores or disks: voters of the Raft group, and sometimes nodes that are
+//! none and forward; in every other seed clients change who votes. Clients (`client`) put, compare and put, append to lists, fill sets, move values between
 //! keys, watch, and hold locks with leases, through the ordinary client library and any node. `history` keeps
 //! what they asked and heard; `check` replays it; `locks` looks at who held what when.
 
@@ -42,6 +42,8 @@ pub struct Mix {
     pub lockers: usize,
     /// Time to live of their leases.
     pub ttl_ms: u64,
+    /// Calls that ask for other voters, parts per million; 0 when nobody does.
+    pub voters_ppm: u32,
 }
 
 /// What a seed is about.
@@ -76,6 +78,7 @@ impl Mix {
             add_ppm: rng.weighted((1, 0), &[(2, 300_000)]),
             lockers: rng.below(4) as usize,
             ttl_ms: rng.weighted((1, 600), &[(2, 1_500), (1, 4_000)]),
+            voters_ppm: 0,
         }
     }
 }
