@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use wire::{ClusterId, NodeId};
 
@@ -90,15 +91,37 @@ fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> CliError {
     move |source| CliError::Io { what, source }
 }
 
-/// Ports that nothing uses now. They are held together while being collected, so all differ.
+/// Where ports for nodes are looked for: below those that the kernel gives to outgoing connections (32768 and up by
+/// default), so that none of these takes a port between its choice and the node's start, or while a node is down.
+const NODE_PORTS: std::ops::Range<u16> = 16_000..32_000;
+
+/// Ports that nothing uses now; none is given twice by this process. Where they begin is drawn, so that processes
+/// that run side by side do not meet.
 #[allow(clippy::disallowed_methods, reason = "reserves ports for child processes, outside the seam")]
 pub fn free_ports(count: usize) -> Result<Vec<SocketAddr>, CliError> {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let held: Vec<std::net::TcpListener> = (0..count)
-        .map(|_| std::net::TcpListener::bind(any))
-        .collect::<Result<_, _>>()
-        .map_err(io("reserve a port"))?;
-    held.iter().map(|listener| listener.local_addr().map_err(io("reserve a port"))).collect()
+    static NEXT: Mutex<Option<u16>> = Mutex::new(None);
+    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    let width = NODE_PORTS.end - NODE_PORTS.start;
+    let mut at = match *next {
+        Some(at) => at,
+        None => (crate::disks::random_u128()? % u128::from(width)) as u16,
+    };
+    let mut free = Vec::new();
+    for _ in 0..width {
+        if free.len() == count {
+            break;
+        }
+        let addr = SocketAddr::from(([127, 0, 0, 1], NODE_PORTS.start + at));
+        at = (at + 1) % width;
+        if std::net::TcpListener::bind(addr).is_ok() {
+            free.push(addr);
+        }
+    }
+    *next = Some(at);
+    if free.len() < count {
+        return Err(io("reserve a port")(std::io::ErrorKind::AddrInUse.into()));
+    }
+    Ok(free)
 }
 
 impl Fleet {

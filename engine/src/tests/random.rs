@@ -328,16 +328,16 @@ fn planted_bugs_are_noticed() {
     use crate::planted::Bug;
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    // A member's read has to wait for a page while a change overtakes it, a checkpoint has to meet a bad page: the
-    // simulator meets these.
-    let elsewhere = [Bug::ScrubWithoutHold, Bug::StoppedStoreUnnoticed];
+    // A member's read has to wait for a page while a change overtakes it, a checkpoint has to meet a bad page, a PG
+    // has to leave and come back: the simulator meets these.
+    let elsewhere = [Bug::ScrubWithoutHold, Bug::StoppedStoreUnnoticed, Bug::EraseReturned];
     for bug in Bug::all().iter().filter(|bug| !elsewhere.contains(bug)) {
         let planted = Planted::with(*bug);
         let late = std::panic::catch_unwind(|| super::failover::late_sub_write(planted)).is_err()
             || std::panic::catch_unwind(|| super::failover::lost_sub_write(planted)).is_err()
             || std::panic::catch_unwind(|| super::origins::second_try_at_the_next_primary(planted)).is_err()
             || std::panic::catch_unwind(|| super::scrub::damage_is_mended(planted)).is_err();
-        let mut seeds = 0..if late { 1 } else { 300 };
+        let mut seeds = 0..if late { 1 } else { 600 };
         let noticed =
             seeds.find(|seed| late || std::panic::catch_unwind(|| schedule(*seed, planted)).is_err());
         println!("{}: {noticed:?}", bug.name());
