@@ -125,7 +125,7 @@ pub const SCRUB_PIECE_BLOCKS: u32 = 8;
 pub const SCRUBS_QUEUED_MAX: usize = 64;
 /// Tombstones purged at once.
 pub const PURGE_PARALLEL: usize = 8;
-/// Objects that have been left behind and are being erased at once: each takes a line in two logs' commits.
+/// Objects that have been left behind and are being erased at once: each is two records of the log.
 pub const ERASE_PARALLEL: usize = 16;
 /// What erasing one costs, in bytes: no data is read or written, only the log grows.
 pub const ERASE_COST_BYTES: u64 = 8 << 10;

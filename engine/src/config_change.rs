@@ -55,7 +55,10 @@ impl DataCore {
         } else if epoch == pg.promised && update.record.primary.is_some() {
             pg.promised_primary = update.record.primary;
         }
-        let left = pg.locals.iter().any(|local| !update.members.iter().any(|m| m.slice == local.slice));
+        // Compared with the record before, not with the locals: those stay as long as another slice of the core does.
+        let stays = |slice: SliceId| update.members.iter().any(|member| member.slice == slice);
+        let before = pg.update.iter().flat_map(|before| &before.members);
+        let left = before.map(|member| member.slice).any(|slice| pg.local(slice).is_some() && !stays(slice));
         pg.update = Some(update);
         if left {
             self.look_for_strays(env);

@@ -18,14 +18,8 @@ impl DataCore {
     pub(crate) fn is_whole(&self, key: Key) -> bool {
         let Some(pg) = self.pgs.get(key) else { return false };
         let (Some(primary), Some(update)) = (pg.primary.as_deref(), &pg.update) else { return false };
-        let record = &update.record;
         primary.phase == Phase::Active
-            && record.acting.len() == usize::from(update.pool.copies)
-            && record.acting.len() == record.target.len()
-            && record
-                .target
-                .iter()
-                .all(|slice| record.acting.contains(slice) && record.in_sync.contains(slice))
+            && update.record.is_whole(update.pool.copies)
             && primary.members.iter().all(|member| member.link == Link::Up && member.is_complete())
     }
 

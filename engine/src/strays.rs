@@ -215,9 +215,7 @@ impl DataCore {
     fn takes_part(&self, pg: PgId, slice: SliceId) -> Part {
         let Some(pg) = self.pg_key(pg).and_then(|key| self.pgs.get(key)) else { return Part::None };
         let Some(update) = &pg.update else { return Part::Leaving };
-        let record = &update.record;
-        let named = record.target.iter().chain(&record.acting).chain(&record.in_sync);
-        if named.chain(&record.primary).any(|named| *named == slice) {
+        if update.record.names(slice) {
             Part::Member
         } else if pg.local(slice).is_some_and(|local| !local.is_idle()) {
             Part::Leaving

@@ -20,7 +20,7 @@
 //! Numbers in keys are written with fixed width (`key::*`), so that key order is number order.
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use wire::{ClusterId, DiskUuid, Epoch, ImageId, NodeId, ObjectId, PgId, PoolId, SessionId, SliceId};
 
@@ -423,6 +423,29 @@ pub struct PgRecord {
     /// Members (live or not) that hold every acknowledged write. Never empty once written to. A new
     /// primary comes from here.
     pub in_sync: Vec<SliceId>,
+}
+
+impl PgRecord {
+    fn all_named(&self) -> impl Iterator<Item = SliceId> {
+        self.target.iter().chain(&self.acting).chain(&self.in_sync).chain(&self.primary).copied()
+    }
+
+    /// Every slice that is, is to be or may still be a member, once.
+    pub fn slices(&self) -> BTreeSet<SliceId> {
+        self.all_named().collect()
+    }
+
+    /// Whether the slice is one of them.
+    pub fn names(&self, slice: SliceId) -> bool {
+        self.all_named().any(|named| named == slice)
+    }
+
+    /// Whether as many members as the pool wants copies act, just where placement wants them, and all are in sync.
+    pub fn is_whole(&self, copies: u8) -> bool {
+        self.acting.len() == usize::from(copies)
+            && self.acting.len() == self.target.len()
+            && self.target.iter().all(|slice| self.acting.contains(slice) && self.in_sync.contains(slice))
+    }
 }
 
 /// What a node says about itself, for `status`.

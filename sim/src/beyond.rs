@@ -331,9 +331,7 @@ impl World {
         let lost = self.beyond.as_ref().map(|beyond| beyond.lost(&self.cluster)).unwrap_or_default();
         for (pg, why) in &unclean {
             let record = records.iter().find(|(other, _)| other == pg).map(|(_, record)| record);
-            let touched = record.is_none_or(|record| {
-                record.acting.iter().chain(&record.in_sync).chain(&record.target).any(|s| lost.contains(s))
-            });
+            let touched = record.is_none_or(|record| record.slices().iter().any(|s| lost.contains(s)));
             if !touched {
                 self.violations.push(format!("beyond: no disk of PG {pg} is lost, and yet: {why}"));
             }

@@ -14,7 +14,7 @@ pub mod cluster;
 mod judge;
 pub mod meta;
 pub mod moves;
-mod nemesis;
+pub mod nemesis;
 pub mod options;
 pub mod planted;
 pub mod run;

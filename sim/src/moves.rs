@@ -61,13 +61,10 @@ impl World {
             return;
         }
         let now = self.cluster.universe.now;
-        let board = self.cluster.board.clone();
-        if let Some(number) = self.moves.under_way {
-            if board.borrow_mut().answers.remove(&number).is_none() {
-                return;
-            }
-            self.moves.under_way = None;
+        if self.moves.under_way.is_some_and(|number| !self.answered(number)) {
+            return;
         }
+        self.moves.under_way = None;
         if self.moves.next_at == 0 {
             self.moves.next_at = now + self.moves.rng.latency(every_ns);
         }
@@ -77,9 +74,7 @@ impl World {
         self.moves.next_at = now + 100 * MS + self.moves.rng.latency(every_ns);
         let keys = self.keys();
         if let Some(request) = self.moves.draw(&self.cluster, &keys, pool) {
-            let number = self.next_number();
-            board.borrow_mut().requests.push_back((number, request));
-            self.moves.under_way = Some(number);
+            self.moves.under_way = Some(self.post(request));
             self.moves.made += 1;
         }
     }
@@ -91,8 +86,7 @@ impl World {
             if cluster.universe.now < heard {
                 return Some("cores have not heard yet".to_owned());
             }
-            let node = cluster.strays_pending()?;
-            Some(format!("node {node} has not done with it"))
+            cluster.strays_pending().map(|node| format!("node {node} has not done with it"))
         })
     }
 }

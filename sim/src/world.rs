@@ -303,20 +303,26 @@ impl World {
         }
     }
 
-    pub(crate) fn next_number(&mut self) -> u64 {
+    /// Has the harness's client make a request; its number for `answered`.
+    pub(crate) fn post(&mut self, request: MetaRequest) -> u64 {
         self.next_request += 1;
+        self.cluster.board.borrow_mut().requests.push_back((self.next_request, request));
         self.next_request
     }
 
+    /// Whether a request has been answered; its answer is forgotten.
+    pub(crate) fn answered(&self, number: u64) -> bool {
+        self.cluster.board.borrow_mut().answers.remove(&number).is_some()
+    }
+
     pub(crate) fn ask(&mut self, request: MetaRequest) -> Result<Result<MetaReply, String>, Over> {
-        let number = self.next_number();
+        let number = self.post(request);
         let board = self.cluster.board.clone();
-        board.borrow_mut().requests.push_back((number, request));
-        let answered = board.clone();
+        let mut answer = None;
         self.until(META_LIMIT_NS * 2, "answer of the metadata store", |_| {
-            (!answered.borrow().answers.contains_key(&number)).then(|| "none came".to_owned())
+            answer = board.borrow_mut().answers.remove(&number);
+            answer.is_none().then(|| "none came".to_owned())
         })?;
-        let answer = board.borrow_mut().answers.remove(&number);
         Ok(answer.unwrap_or_else(|| Err("no answer".to_owned())))
     }
 
@@ -339,20 +345,15 @@ impl World {
         {
             return;
         }
-        let board = self.cluster.board.clone();
-        if let Some(number) = self.growing {
-            if board.borrow_mut().answers.remove(&number).is_none() {
-                return;
-            }
-            self.growing = None;
+        if self.growing.is_some_and(|number| !self.answered(number)) {
+            return;
         }
-        let sizes = board.borrow().image_sizes();
+        self.growing = None;
+        let sizes = self.cluster.board.borrow().image_sizes();
         let short = sizes.into_iter().find(|(_, size)| *size < options.image_bytes);
         let Some((name, _)) = short else { return };
         if let Ok((_, request)) = admin::resize_image(&self.keys(), &name, options.image_bytes, false) {
-            let number = self.next_number();
-            board.borrow_mut().requests.push_back((number, request));
-            self.growing = Some(number);
+            self.growing = Some(self.post(request));
         }
     }
 

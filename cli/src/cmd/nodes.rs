@@ -8,7 +8,6 @@ use crate::output::{self, Table};
 use crate::units::ByteSize;
 use clap::{Args, Subcommand};
 use control::director::rule_of;
-use control::view::slices_of;
 use placement::{Assigner, Drain, DrainScope, Live, Node, NodeStats, PgRecord, Pool, Topology, key};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,7 +115,7 @@ impl Map {
         for (_, record) in self.records.iter().filter(|(pool, _)| counts(*pool)) {
             let leads = record.primary.or_else(|| record.primary_session.and(record.acting.first().copied()));
             holds.primaries += usize::from(leads.is_some_and(|slice| own.contains(&slice)));
-            holds.copies += usize::from(slices_of(record).iter().any(|slice| own.contains(slice)));
+            holds.copies += usize::from(record.slices().iter().any(|slice| own.contains(slice)));
         }
         holds
     }

@@ -1,7 +1,7 @@
 //! What the data cores of this node are told: the PGs they take part in, the session, the lease.
 
 use crate::config::{FEED_BACKLOG, FEEDS_PER_STEP};
-use crate::view::{PgEntry, View, slices_of};
+use crate::view::{PgEntry, View};
 use engine::CoreMsg;
 use engine::msg::PgUpdate;
 use placement::Settings;
@@ -177,7 +177,7 @@ impl Feed {
 
     fn cores_of(&self, view: &View, entry: &PgEntry) -> BTreeSet<u16> {
         let own = |slice: SliceId| view.home(slice).filter(|home| home.node == self.node);
-        slices_of(&entry.record).into_iter().filter_map(own).map(|home| home.core).collect()
+        entry.record.slices().into_iter().filter_map(own).map(|home| home.core).collect()
     }
 
     fn update(&self, view: &View, pg: PgId, entry: &PgEntry) -> Option<PgUpdate> {
@@ -186,7 +186,7 @@ impl Feed {
             pool: view.pools().get(&pg.pool)?.clone(),
             record: entry.record.clone(),
             revision: entry.revision,
-            members: slices_of(&entry.record).into_iter().filter_map(|slice| view.member(slice)).collect(),
+            members: entry.record.slices().into_iter().filter_map(|slice| view.member(slice)).collect(),
         })
     }
 }

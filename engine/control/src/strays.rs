@@ -24,15 +24,7 @@ pub fn leavings(view: &View, node: NodeId, process: SessionId, slice: SliceId, p
 /// Whether a PG has as many copies as it should, all where placement wants them and in sync, and none on this slice.
 fn is_settled(entry: &PgEntry, copies: u8, slice: SliceId) -> bool {
     let record = &entry.record;
-    let named = record.target.iter().chain(&record.acting).chain(&record.in_sync);
-    record.primary.is_some()
-        && record.target.len() == usize::from(copies)
-        && record.acting.len() == record.target.len()
-        && record
-            .target
-            .iter()
-            .all(|wanted| record.acting.contains(wanted) && record.in_sync.contains(wanted))
-        && !named.chain(&record.primary).any(|named| *named == slice)
+    record.primary.is_some() && record.is_whole(copies) && !record.names(slice)
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ impl View {
         if let Some(old) = self.pgs.remove(&pg) {
             self.dropped.extend_from_slice(&old.record.acting);
             self.former_primary = old.record.primary;
-            for slice in slices_of(&old.record) {
+            for slice in old.record.slices() {
                 if let Some(pgs) = self.pgs_of_slice.get_mut(&slice) {
                     pgs.remove(&pg);
                     if pgs.is_empty() {
@@ -148,7 +148,7 @@ impl View {
             && let Some(record) = parse::<PgRecord>(item)
         {
             self.dropped.retain(|slice| !record.acting.contains(slice));
-            for slice in slices_of(&record) {
+            for slice in record.slices() {
                 self.pgs_of_slice.entry(slice).or_default().insert(pg);
             }
             self.pgs.insert(pg, PgEntry { record, revision: item.mod_revision });
@@ -350,9 +350,4 @@ impl View {
         let session = self.live.get(&home.node).map(|live| live.session);
         Some(Member { slice, node: home.node, session, addr })
     }
-}
-
-/// Every slice named in a record, once.
-pub fn slices_of(record: &PgRecord) -> BTreeSet<SliceId> {
-    record.target.iter().chain(&record.acting).chain(&record.in_sync).copied().collect()
 }

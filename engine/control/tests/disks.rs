@@ -49,10 +49,6 @@ fn records(rig: &Rig, node: usize) -> BTreeMap<PgId, PgRecord> {
     rig.core(node).view().pgs().iter().map(|(pg, entry)| (*pg, entry.record.clone())).collect()
 }
 
-fn names(record: &PgRecord, slice: SliceId) -> bool {
-    record.target.iter().chain(&record.acting).chain(&record.in_sync).any(|one| *one == slice)
-}
-
 fn given_up(rig: &Rig, node: usize) -> Vec<(u16, SliceId, String)> {
     rig.with_told(node, |(_, core, msg)| match msg {
         CoreMsg::GiveUp { slice, why, .. } => Some((core.0, *slice, why.clone())),
@@ -71,7 +67,7 @@ fn disk_record(rig: &mut Rig, client: &mut Client, disk: DiskUuid) -> (DiskRecor
 fn placement_groups_leave_a_failed_slice_for_another_of_its_host() {
     let (mut rig, nodes, _) = cluster(&[]);
     let broken = slice(2, 0);
-    assert!(records(&rig, nodes[0]).values().any(|record| names(record, broken)));
+    assert!(records(&rig, nodes[0]).values().any(|record| record.names(broken)));
     let why = "device is gone".to_owned();
     rig.tell(nodes[1], 0, CoreMsg::SliceFailed { slice: broken, why, extent: Extent::Slice });
     rig.until(2000, "other slices", |rig| {

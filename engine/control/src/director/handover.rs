@@ -16,8 +16,8 @@ pub const HAND_OVER_AFTER_MS: u64 = 2_000;
 pub const HAND_OVERS: usize = 8;
 /// How long the present primary may take to consent before it is reinstated, in milliseconds.
 pub const CONSENT_MS: u64 = 300;
-/// After a hand-over that got no consent there is none for so long, in milliseconds; twice as long after
-/// each further one. It was in vain and cost its PG `CONSENT_MS`.
+/// After hand-overs that got no consent there are none for so long, in milliseconds; twice as long after
+/// the next that get none. They were in vain and cost their PGs `CONSENT_MS`.
 pub const HAND_OVER_PAUSE_MS: std::ops::RangeInclusive<u64> = 5_000..=600_000;
 
 /// Why a PG should have another primary.
@@ -115,11 +115,18 @@ impl HandOvers {
         self.under_way.remove(&pg);
         if members_up {
             tracing::warn!(%pg, "no consent to a hand-over, its primary stays");
-            self.from = now.plus_ms(self.pause_ms);
-            self.pause_ms = (self.pause_ms * 2).min(*HAND_OVER_PAUSE_MS.end());
-            self.succeeded = false;
+            self.failed(now);
         }
         Halfway::GoOn
+    }
+
+    fn failed(&mut self, now: Mono) {
+        self.succeeded = false;
+        // Those that fail together are one trial: what stood in the way of one stood in the way of all.
+        if now >= self.from {
+            self.from = now.plus_ms(self.pause_ms);
+            self.pause_ms = (self.pause_ms * 2).min(*HAND_OVER_PAUSE_MS.end());
+        }
     }
 
     fn may_begin(&self, why: Why, since: Mono, now: Mono) -> bool {
@@ -152,5 +159,45 @@ impl HandOvers {
         let ripe = self.wanted.iter().filter(|(_, (why, since))| self.may_begin(*why, *since, now));
         let ripe = ripe.map(|(pg, _)| *pg).filter(|pg| !self.under_way.contains_key(pg));
         late.chain(ripe.take(HAND_OVERS)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::PoolId;
+
+    fn pg(index: u32) -> PgId {
+        PgId { pool: PoolId(1), index }
+    }
+
+    fn at(ms: u64) -> Mono {
+        Mono(0).plus_ms(ms)
+    }
+
+    /// Wants the PGs' hand-overs; those that are begun.
+    fn begun(hand_overs: &mut HandOvers, pgs: std::ops::Range<u32>, now: Mono) -> Vec<u32> {
+        pgs.filter(|index| hand_overs.want(pg(*index), Why::Drained, SliceId(1), now)).collect()
+    }
+
+    #[test]
+    fn hand_overs_that_fail_together_are_one_trial() {
+        let mut hand_overs = HandOvers::new(at(0));
+        hand_overs.succeeded = true;
+        assert_eq!(begun(&mut hand_overs, 0..9, at(0)).len(), HAND_OVERS);
+        for index in 0..8 {
+            assert_eq!(hand_overs.halfway(pg(index), true, at(CONSENT_MS)), Halfway::GoOn);
+        }
+        let first = *HAND_OVER_PAUSE_MS.start();
+        assert!(begun(&mut hand_overs, 0..9, at(CONSENT_MS + first - 1)).is_empty());
+        let again = CONSENT_MS + first;
+        assert_eq!(
+            begun(&mut hand_overs, 0..9, at(again)),
+            [0],
+            "one after the pause, not eight times twice as long"
+        );
+        assert_eq!(hand_overs.halfway(pg(0), true, at(again + CONSENT_MS)), Halfway::GoOn);
+        assert!(begun(&mut hand_overs, 0..9, at(again + CONSENT_MS + 2 * first - 1)).is_empty());
+        assert_eq!(begun(&mut hand_overs, 0..9, at(again + CONSENT_MS + 2 * first)), [0], "twice as long");
     }
 }

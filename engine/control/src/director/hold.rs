@@ -61,7 +61,10 @@ impl Holds {
     /// Members that are not to be taken back into a PG with this record yet.
     pub fn of(&self, pg: PgId, record: Option<&PgRecord>, now: Mono) -> BTreeSet<SliceId> {
         let holds = self.holds.range((pg, SliceId(0))..=(pg, SliceId(u64::MAX)));
-        holds.filter(|(_, hold)| hold.binds(record, now)).map(|((_, slice), _)| *slice).collect()
+        let bound = holds.filter(|(_, hold)| hold.binds(record, now)).map(|((_, slice), _)| *slice);
+        // One that has been taken back and serves is not thrown out by what was held against it as a member: it
+        // would be taken back at once, because nobody serves then, and so on without end.
+        bound.filter(|slice| record.is_none_or(|record| record.primary != Some(*slice))).collect()
     }
 
     /// PGs to look at: a hold of theirs is over, or would be if nobody served.
@@ -100,5 +103,30 @@ impl Holds {
         for key in gone {
             self.holds.remove(&key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::PoolId;
+
+    #[test]
+    fn nobody_is_held_out_of_what_it_serves() {
+        let (pg, slice, now) = (PgId { pool: PoolId(1), index: 0 }, SliceId(3), Mono(0));
+        let mut holds = Holds::default();
+        holds.dropped(pg, slice, None, now);
+        let again = now.plus_ms(*HOLD_MS.start() + 1);
+        holds.dropped(pg, slice, None, again);
+        // The second time it stays out for longer where somebody serves, as long as the first time where nobody does.
+        let later = again.plus_ms(*HOLD_MS.start() + 1);
+        let record = |primary: Option<u64>| PgRecord { primary: primary.map(SliceId), ..PgRecord::default() };
+        assert_eq!(holds.of(pg, Some(&record(Some(4))), later), [slice].into());
+        assert_eq!(holds.of(pg, Some(&record(None)), later), [].into());
+        assert_eq!(
+            holds.of(pg, Some(&record(Some(3))), later),
+            [].into(),
+            "taken back, it is not thrown out again"
+        );
     }
 }

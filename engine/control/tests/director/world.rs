@@ -252,8 +252,7 @@ impl World {
     }
 
     pub fn copies_of(&self, id: u64) -> usize {
-        let named =
-            |entry: &&PgEntry| control::view::slices_of(&entry.record).iter().any(|slice| slice.0 / 10 == id);
+        let named = |entry: &&PgEntry| entry.record.slices().iter().any(|slice| slice.0 / 10 == id);
         self.view.pgs().values().filter(named).count()
     }
 
