@@ -416,6 +416,8 @@ impl RaftMsg {
         message.reject = self.reject;
         message.reject_hint = self.reject_hint;
         message.context = self.context.into();
+        // What a read is recognized by is no command, even where its bytes look like one.
+        let entry = if read { plain_entry } else { entry };
         let entries: Vec<Entry> = self.entries.into_iter().map(|e| entry(e.term, e.index, e.data)).collect();
         message.set_entries(RepeatedField::from_vec(entries));
         Ok(message)
@@ -425,14 +427,19 @@ impl RaftMsg {
 /// An entry of the crate's type. Its `data` is protobuf where the members change, which nobody here reads or keeps:
 /// the command is beside it.
 pub fn entry(term: u64, index: u64, data: Vec<u8>) -> Entry {
-    let mut entry = Entry { term, index, ..Entry::default() };
-    if is_members(&data) {
-        entry.set_entry_type(EntryType::EntryConfChangeV2);
-        entry.context = data.into();
-    } else {
-        entry.set_entry_type(EntryType::EntryNormal);
-        entry.data = data.into();
+    if !is_members(&data) {
+        return plain_entry(term, index, data);
     }
+    let mut entry = Entry { term, index, ..Entry::default() };
+    entry.set_entry_type(EntryType::EntryConfChangeV2);
+    entry.context = data.into();
+    entry
+}
+
+fn plain_entry(term: u64, index: u64, data: Vec<u8>) -> Entry {
+    let mut entry = Entry { term, index, ..Entry::default() };
+    entry.set_entry_type(EntryType::EntryNormal);
+    entry.data = data.into();
     entry
 }
 

@@ -8,6 +8,7 @@ use crate::members::Members;
 use crate::planted::Planted;
 use crate::testing::{CLUSTER, Options, World, put};
 use proptest::prelude::*;
+use raft::eraftpb::MessageType;
 use wire::NodeId;
 use wire::control::{VoterAddress, Write};
 
@@ -156,6 +157,33 @@ proptest! {
 
 /// Any Raft message whatever, from a voter of the right cluster, at any voter: none may panic. (They may
 /// do harm to the group: voters trust each other.)
+#[test]
+fn what_a_read_is_recognized_by_comes_back_as_it_was() {
+    for kind in [MessageType::MsgReadIndex, MessageType::MsgReadIndexResp] {
+        for first in 0..=255 {
+            let data = vec![first, 7, 7];
+            let term = u64::from(kind == MessageType::MsgReadIndexResp);
+            let read = RaftMsg {
+                kind: kind as u8,
+                term,
+                log_term: 0,
+                index: 0,
+                commit: 0,
+                commit_term: 0,
+                reject: false,
+                reject_hint: 0,
+                context: Vec::new(),
+                entries: vec![EntryMsg { term: 0, index: 0, data: data.clone() }],
+            };
+            let message = read.into_message(NodeId(2), NodeId(1)).unwrap();
+            assert_eq!(
+                message.entries[0].data, data,
+                "not even where it begins like a command that changes members"
+            );
+        }
+    }
+}
+
 #[test]
 fn no_raft_message_can_stop_the_process() {
     for seed in 0..300 {
