@@ -177,8 +177,8 @@ pub enum ControlError {
         /// The other's address.
         control: SocketAddr,
     },
-    /// The cluster knows better about all of the node's disks.
-    #[error("none of this node's disks may serve: {0}")]
+    /// All of the node's disks belong to others.
+    #[error("none of the disks that this node was started with are its own: {0}")]
     Disks(String),
     /// The configuration makes no sense.
     #[error("bad configuration: {0}")]

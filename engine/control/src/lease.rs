@@ -85,8 +85,6 @@ pub struct Registrar {
     pub(crate) session: SessionId,
     /// The first session: it names the process.
     pub(crate) process: SessionId,
-    /// It was registered before.
-    pub(crate) served: bool,
     cluster_known: bool,
     pub(crate) node: Option<(Option<KeyValue>, Revision)>,
     pub(crate) live: Option<(Option<Live>, Revision)>,
@@ -114,7 +112,6 @@ impl Registrar {
             step: Step::Waiting(Mono(0)),
             session,
             process: session,
-            served: false,
             cluster_known: false,
             node: None,
             live: None,
@@ -181,7 +178,6 @@ impl Registrar {
             Step::Waiting(until) if now >= until => self.ask(config, now),
             Step::AwaitingView { revision, until } if seen >= revision => {
                 self.step = Step::Registered { revision };
-                self.served = true;
                 self.next_renewal = now;
                 let mut todo = vec![Do::Registered(self.session), Do::Authority(until)];
                 todo.extend(self.on_tick(config, now, seen, live, fresh));
@@ -226,13 +222,11 @@ impl Registrar {
         }
         let refused = self.refused(config);
         let own = self.record.as_ref().map_or(0, |record| record.disks.len());
-        let fatal = |refusal: &Refusal| match refusal {
-            Refusal::Missing { .. } => false,
-            // Somebody has retired it under a running process, which may still be needed as a voter.
-            Refusal::Retired { .. } => !self.served,
-            Refusal::OldCopy { .. } | Refusal::OtherNode { .. } => true,
-        };
-        if own > 0 && refused.iter().filter(|(_, refusal)| fatal(refusal)).count() == own {
+        // A node without a disk that may serve may still be needed as a voter: were it to stop, an administrator who
+        // puts back copies of the disks of most nodes would find the whole cluster dumb. One that was given only other
+        // nodes' disks has the wrong configuration.
+        let theirs = |refusal: &Refusal| matches!(refusal, Refusal::OtherNode { .. });
+        if own > 0 && refused.iter().filter(|(_, refusal)| theirs(refusal)).count() == own {
             let why: Vec<String> = refused.iter().map(|(_, refusal)| refusal.to_string()).collect();
             return vec![Do::Fail(ControlError::Disks(why.join("; ")))];
         }
