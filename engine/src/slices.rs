@@ -196,12 +196,11 @@ impl DataCore {
 
     /// A store may stop with nobody waiting for it: while it writes a checkpoint, say.
     fn check_store(&mut self, env: &mut dyn Env, at: usize) {
-        let blind = self.bug(Bug::StoppedStoreUnnoticed);
+        if self.bug(Bug::StoppedStoreUnnoticed) {
+            return;
+        }
         let Some(slice) = self.slices.get(at).filter(|slice| slice.life == SliceLife::Open) else { return };
         if let Some(error) = slice.store.as_ref().and_then(SliceStore::failure) {
-            if blind && !matches!(error, StoreError::Failed(_) | StoreError::Damaged) {
-                return;
-            }
             let device = matches!(error, StoreError::Failed(_) | StoreError::Io);
             let extent = if device { Extent::DiskWhereSpared } else { Extent::Slice };
             self.give_up(env, at, error.to_string(), extent);

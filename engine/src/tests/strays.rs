@@ -3,6 +3,7 @@
 use super::cluster::*;
 use crate::CoreMsg;
 use crate::msg::Leavings;
+use crate::planted::Planted;
 use std::collections::BTreeSet;
 use store::Presence;
 use wire::*;
@@ -10,8 +11,8 @@ use wire::*;
 const OBJECTS: u64 = 60;
 
 /// Objects on all three nodes, a tombstone among them; the PG has left node 2, which has been told.
-fn left(seed: u64) -> Cluster {
-    let mut c = Cluster::new(seed);
+fn left(seed: u64, planted: Planted) -> Cluster {
+    let mut c = Cluster::with(seed, planted);
     c.decide(0, &[0, 1, 2], &[0, 1, 2]);
     let conn = c.dial(0, 1);
     (0..OBJECTS).for_each(|n| c.put(conn, n, 0, 1));
@@ -49,7 +50,7 @@ fn next_question(c: &mut Cluster) {
 
 #[test]
 fn what_was_left_behind_goes_when_it_may_and_not_before() {
-    let mut c = left(1);
+    let mut c = left(1, Planted::none());
     next_question(&mut c);
     answer(&mut c, Leavings::Unknown);
     c.pass(3_000);
@@ -74,7 +75,11 @@ fn what_was_left_behind_goes_when_it_may_and_not_before() {
 
 #[test]
 fn a_pg_that_comes_back_is_left_alone_whatever_was_said_before() {
-    let mut c = left(2);
+    returned(Planted::none());
+}
+
+pub(super) fn returned(planted: Planted) {
+    let mut c = left(2, planted);
     next_question(&mut c);
     c.decide(0, &[0, 1, 2], &[0, 1]);
     answer(&mut c, settled());
@@ -90,7 +95,7 @@ fn a_pg_that_comes_back_is_left_alone_whatever_was_said_before() {
 #[test]
 fn a_pg_that_comes_back_in_the_middle_gets_back_what_is_gone() {
     for seed in 0..20 {
-        let mut c = left(100 + seed);
+        let mut c = left(100 + seed, Planted::none());
         next_question(&mut c);
         answer(&mut c, settled());
         c.wait("some erased", |c| here(c) < OBJECTS as usize);
@@ -113,7 +118,7 @@ fn a_pg_that_comes_back_in_the_middle_gets_back_what_is_gone() {
 
 #[test]
 fn a_removed_pool_goes_whole_once_none_of_its_pgs_is_here() {
-    let mut c = left(3);
+    let mut c = left(3, Planted::none());
     next_question(&mut c);
     // Another node's core still has the PG: there it stays.
     c.tell(0, CoreMsg::Leavings { slice: slice(0), pool: PG.pool, leavings: Leavings::PoolRemoved });
