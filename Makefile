@@ -30,14 +30,16 @@ bench: tools
 	$(CARGO) run --release -q -p bench
 
 # The gate is a fixed range: a change is not to fail for what it did not do. Fresh seeds are for finding more.
-## make sim: seeds of the past, 300 others, and the proof that the simulator sees; then fresh seeds, reported.
+## make sim [FRESH=300]: seeds of the past, 300 others, and the proof that the simulator sees; then fresh seeds for so
+## many seconds, reported.
+FRESH ?= 300
 sim:
 	$(CARGO) build --release -p sim
 	$(CARGO) run --release -q -p sim -- --replay-file sim/seeds.txt
 	$(CARGO) run --release -q -p sim -- --from 5000 --seeds 300
 	$(CARGO) run --release -q -p sim -- --over-tolerance --from 5000 --seeds 60
 	$(CARGO) run --release -q -p sim -- --planted
-	-$(CARGO) run --release -q -p sim -- --seeds 100
+	-$(CARGO) run --release -q -p sim -- --for $(FRESH)
 
 ## make chaos [SHORT=1]: nodes are killed, paused, cut off and filled up while clients' every read is checked.
 .PHONY: chaos failover
@@ -49,6 +51,12 @@ chaos: tools
 failover: tools
 	$(CARGO) build --release -p cli -p drystone_fio -p chaos
 	$(CARGO) run --release -q -p chaos -- failover $(if $(TRIALS),--trials $(TRIALS))
+
+## make background [ROUNDS=3]: what recovery and scrub cost clients.
+.PHONY: background
+background: tools
+	$(CARGO) build --release -p cli -p drystone_fio -p chaos
+	$(CARGO) run --release -q -p chaos -- background $(if $(ROUNDS),--rounds $(ROUNDS))
 
 ## make lint: format, clippy with warnings denied, licences.
 lint:

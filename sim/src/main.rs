@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
     after_help = "Examples:
   sim --seeds 300                 300 fresh seeds from the system's entropy
   sim --seeds 300 --from 1        seeds 1 to 300
+  sim --for 300                   fresh seeds for five minutes
   sim --seed 17 --trace           one seed, with every event on standard error
   sim --replay-file sim/seeds.txt the failures of the past
   sim --planted                   proof that deliberate bugs are noticed"
@@ -34,6 +35,9 @@ struct Args {
     /// Run this many fresh seeds.
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["replay_file", "planted"])]
     seeds: Option<u64>,
+    /// Run fresh seeds for so long; those that have begun then are finished.
+    #[arg(long = "for", value_name = "SECONDS", conflicts_with_all = ["seed", "seeds", "replay_file", "planted"])]
+    for_secs: Option<u64>,
     /// First of the fresh seeds; drawn from the system's entropy when absent.
     #[arg(long, value_name = "SEED")]
     from: Option<u64>,
@@ -129,7 +133,7 @@ fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
         Some(from) => from,
         None => u64::from(getrandom::u32().map_err(|error| format!("no entropy: {error}"))?) << 16,
     };
-    let count = args.seeds.unwrap_or(1);
+    let count = args.seeds.unwrap_or(if args.for_secs.is_some() { SEEDS_IN_TIME_MAX } else { 1 });
     Ok((0..count).map(|nth| (from.wrapping_add(nth), args.scenario)).collect())
 }
 
@@ -140,6 +144,9 @@ fn workers(args: &Args) -> usize {
 
 /// How long a seed may take. One takes seconds: this one goes round and round without virtual time passing.
 const SEED_LIMIT: Duration = Duration::from_secs(120);
+
+/// Seeds that are drawn for a run that ends by the clock: more than a day's.
+const SEEDS_IN_TIME_MAX: u64 = 1_000_000;
 
 /// Which seeds run, and since when.
 #[derive(Default)]
@@ -167,6 +174,7 @@ impl Running {
 fn in_parallel<T: Send, R: Send>(
     threads: usize,
     items: Vec<T>,
+    until: Option<Instant>,
     work: impl Fn(T) -> R + Sync,
     done: impl FnMut(R) + Send,
 ) {
@@ -175,7 +183,7 @@ fn in_parallel<T: Send, R: Send>(
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                loop {
+                while until.is_none_or(|until| Instant::now() < until) {
                     let item = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(item) = item else { return };
                     let result = work(item);
@@ -192,7 +200,7 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
     let first = jobs.first().map_or(0, |(seed, _)| *seed);
     let (count, mut ran, mut failed, mut virtual_ns, mut operations) = (jobs.len(), 0u64, 0u64, 0u64, 0u64);
     let trace = args.trace.then_some((args.trace_from * 1_000_000_000, args.trace_to * 1_000_000_000));
-    let (twice, focus) = (args.twice, args.focus);
+    let (twice, focus, for_secs) = (args.twice, args.focus, args.for_secs);
     let running = Running::default();
     let work = |(seed, scenario): Job| {
         let how = How { scenario, trace, focus, ..How::default() };
@@ -220,7 +228,10 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
         } else if single {
             println!("{outcome}");
         } else if ran.is_multiple_of(50) {
-            println!("{ran} of {count} seeds, {failed} failed");
+            match for_secs {
+                Some(secs) => println!("{ran} seeds in {:.0} of {secs} s, {failed} failed", began.elapsed().as_secs_f64()),
+                None => println!("{ran} of {count} seeds, {failed} failed"),
+            }
         }
         let _ = std::io::stdout().flush();
     };
@@ -228,7 +239,8 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
     let watched = &running;
     std::thread::scope(|scope| {
         scope.spawn(move || watched.watch(&ended));
-        in_parallel(if single { 1 } else { workers(args) }, jobs, work, report);
+        let until = args.for_secs.map(|secs| began + Duration::from_secs(secs));
+        in_parallel(if single { 1 } else { workers(args) }, jobs, until, work, report);
         drop(end);
     });
     let took = began.elapsed().as_secs_f64().max(0.001);
@@ -258,7 +270,7 @@ fn run_planted(args: &Args) -> ExitCode {
         let result = planted::hunt(&case, first, &clock);
         (case, result)
     };
-    in_parallel(workers(args), cases, work, |(case, result)| {
+    in_parallel(workers(args), cases, None, work, |(case, result)| {
         let seeds = result.seeds.map_or_else(|| "-".to_owned(), |seeds| seeds.to_string());
         let by: String = result.by.chars().take(110).collect();
         println!("{:<40} {seeds:>5} {:>7.1}  {by}", case.name, result.took.as_secs_f64());

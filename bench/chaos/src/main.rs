@@ -4,10 +4,12 @@
 //! `isolate` puts this program into namespaces of its own, `net` makes a link per node that can be cut, `rig` is
 //! a cluster of processes, `load` are clients whose operations `history` checks, `verify` is stock fio beside
 //! them. `scenario/` has what is done to the cluster, `stage` what surrounds every scenario, `failover` the
-//! trials with their `writer`. docs/chaos.md explains what is demanded.
+//! trials with their `writer`, `background` what recovery and scrub cost clients. docs/chaos.md explains what is
+//! demanded.
 //!
 //! This room may know the client, and the parts of `cli` that start nodes and fio. Start reading at `stage`.
 
+mod background;
 mod error;
 mod failover;
 mod history;
@@ -23,6 +25,7 @@ mod verify;
 mod writer;
 
 use clap::{Args, Parser, Subcommand};
+use background::BackgroundPlan;
 use cli::deadline::Stopwatch;
 use cli::error::CliError;
 use cli::output::{self, Table};
@@ -55,6 +58,8 @@ enum Command {
     Run(RunArgs),
     /// Measure the longest pause that a client sees
     Failover(FailoverArgs),
+    /// Measure what recovery and scrub cost clients
+    Background(BackgroundArgs),
     /// Show that lost writes are seen: all disks are put back to an older state, and the check must fail
     Prove(Common),
     /// List scenarios
@@ -110,10 +115,23 @@ struct FailoverArgs {
     no_limits: bool,
 }
 
+#[derive(Args, Debug)]
+struct BackgroundArgs {
+    #[command(flatten)]
+    common: Common,
+    /// How often everything is measured
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each fio run
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+}
+
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run(&args),
         Command::Failover(args) => failover(&args),
+        Command::Background(args) => background(&args),
         Command::Prove(common) => prove(&common),
         Command::Ls => list(),
     };
@@ -262,4 +280,16 @@ fn failover(args: &FailoverArgs) -> Result<bool, ChaosError> {
         (false, false) => "failover: FAILED: not every limit was kept",
     })?;
     Ok(reached || args.no_limits)
+}
+
+fn background(args: &BackgroundArgs) -> Result<bool, ChaosError> {
+    let (isolation, programs, stop, out) = args.common.prepare()?;
+    cli::fio::check()?;
+    let plan = BackgroundPlan { rounds: args.rounds, seconds: args.seconds };
+    let measured = background::measure(&plan, &isolation, &programs, &stop)?;
+    measured.print()?;
+    let path = out.join("background.json");
+    measured.write(&path)?;
+    output::line(&format!("written to {}", path.display()))?;
+    Ok(true)
 }

@@ -249,9 +249,17 @@ impl Rig {
 
     /// Runs the command on this cluster and returns what it printed.
     pub fn command(&self, args: &[&str]) -> Result<String, ChaosError> {
-        let mut command = Command::new(&self.programs.drystone);
-        command.args(args).env("DRYSTONE_CLUSTER", self.fleet.cluster_flag()).stdin(Stdio::null());
-        Ok(String::from_utf8_lossy(&run_to_end(&mut command)?).into_owned())
+        (self.caller())(args)
+    }
+
+    /// The same for another thread.
+    pub fn caller(&self) -> impl Fn(&[&str]) -> Result<String, ChaosError> + Send + 'static {
+        let (program, cluster) = (self.programs.drystone.clone(), self.fleet.cluster_flag());
+        move |args| {
+            let mut command = Command::new(&program);
+            command.args(args).env("DRYSTONE_CLUSTER", &cluster).stdin(Stdio::null());
+            Ok(String::from_utf8_lossy(&run_to_end(&mut command)?).into_owned())
+        }
     }
 
     /// Whether the command exists in this version.

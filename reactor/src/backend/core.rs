@@ -39,11 +39,24 @@ const WAIT_BATCH_MAX: usize = 16;
 /// Longest sleep: a safety net, not a clock; everything that matters wakes the ring.
 const PARK_MAX: Duration = Duration::from_secs(1);
 
+/// What to look at when the kernel refuses a ring.
+fn setup_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "is it disabled by sysctl kernel.io_uring_disabled, or by the container's seccomp profile?"
+        }
+        io::ErrorKind::OutOfMemory => "too little locked memory: raise `ulimit -l` or LimitMEMLOCK=",
+        io::ErrorKind::Unsupported => "the kernel has no io_uring",
+        io::ErrorKind::InvalidInput => "the kernel is too old: 6.1 or later",
+        _ => "see the kernel's log",
+    }
+}
+
 /// Why a core cannot start or go on.
 #[derive(Debug, Error)]
 pub enum CoreError {
     /// The kernel refuses a ring.
-    #[error("io_uring cannot be set up: {0} (is it disabled by sysctl kernel.io_uring_disabled?)")]
+    #[error("io_uring cannot be set up: {0} ({hint})", hint = setup_hint(.0))]
     RingSetup(#[source] io::Error),
     /// The ring failed while running.
     #[error("io_uring failed: {0}")]
