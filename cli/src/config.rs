@@ -130,7 +130,8 @@ section! {
         #[example = "\"10.0.0.1:7780\""]
         #[default = "the control address's IP, port 7780"]
         http: SocketAddr,
-        /// Directory of the node's own files: the metadata region (`meta`), empty on a node that is no voter. Made when missing.
+        /// Directory of the node's own files: the metadata region (`meta`), empty on a node that is no voter. Made
+        /// when missing.
         #[example = "\"/var/lib/drystone\""]
         #[default = "none: it must be given"]
         data_dir: PathBuf,

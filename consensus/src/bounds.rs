@@ -15,7 +15,8 @@ pub const START_TICKS: usize = 2;
 pub const VOTERS_MAX: usize = 7;
 /// Longest address of a voter in bytes: an IPv6 address with a port has 47.
 pub const ADDRESS_BYTES_MAX: usize = 64;
-/// Committed entries that a new voter may still lack when it begins to vote: what a busy group commits in a few round trips.
+/// Committed entries that a new voter may still lack when it begins to vote: what a busy group commits in a few round
+/// trips.
 pub const CAUGHT_UP_ENTRIES: u64 = 64;
 /// Ticks between two attempts of a leader that is to be removed to hand over: longer than one takes.
 pub const TRANSFER_RETRY_TICKS: u64 = 8;

@@ -125,8 +125,8 @@ impl Running {
         self.propose_members(RequestId::default(), next);
     }
 
-    /// Puts an entry behind the last step of a change: it takes the news that the change is complete to every disk. Until
-    /// then a voter that restarts would ask the old voters for their votes.
+    /// Puts an entry behind the last step of a change: it takes the news that the change is complete to every disk.
+    /// Until then a voter that restarts would ask the old voters for their votes.
     fn confirm_members(&mut self) {
         if self.confirmed_by.is_none() && self.machine.members.was_changed() {
             let index = self.raw.raft.raft_log.last_index() + 1;

@@ -340,8 +340,8 @@ impl MetaNode {
         }
     }
 
-    /// Who votes as far as this node knows, and the index of the log, so the revision, at which that was so. Addresses that
-    /// nobody has told are empty.
+    /// Who votes as far as this node knows, and the index of the log, so the revision, at which that was so.
+    /// Addresses that nobody has told are empty.
     pub fn latest_voters(&self) -> Option<(u64, Vec<VoterAddress>)> {
         match &self.phase {
             Phase::Running(running) => Some(running.latest_voters(&self.config)),

@@ -198,8 +198,8 @@ impl Running {
     pub fn on_tick(&mut self, ctx: &mut Ctx<'_>, stalled_ns: u64) -> Result<(), MetaError> {
         self.ticks += 1;
         if self.installing.is_some() || self.is_dismissed() {
-            // Who was removed would only disturb. A candidate looks at the entries between applied and committed, and those are in the snapshot
-            // that is still being written.
+            // Who was removed would only disturb. A candidate looks at the entries between applied and committed, and
+            // those are in the snapshot that is still being written.
             self.raw.raft.election_elapsed = 0;
         }
         let campaigned = self.raw.tick() && !self.is_leader();

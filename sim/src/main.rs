@@ -229,7 +229,10 @@ fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
             println!("{outcome}");
         } else if ran.is_multiple_of(50) {
             match for_secs {
-                Some(secs) => println!("{ran} seeds in {:.0} of {secs} s, {failed} failed", began.elapsed().as_secs_f64()),
+                Some(secs) => println!(
+                    "{ran} seeds in {:.0} of {secs} s, {failed} failed",
+                    began.elapsed().as_secs_f64()
+                ),
                 None => println!("{ran} of {count} seeds, {failed} failed"),
             }
         }

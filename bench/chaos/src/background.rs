@@ -223,7 +223,8 @@ impl Measured {
 
     /// Prints medians.
     pub fn print(&self) -> Result<(), CliError> {
-        let headings = ["CLIENTS", ">DEPTH", "BESIDE", ">IOPS", ">p50 us", ">p99 us", ">p99 ratio", ">MB/s", ""];
+        let headings =
+            ["CLIENTS", ">DEPTH", "BESIDE", ">IOPS", ">p50 us", ">p99 us", ">p99 ratio", ">MB/s", ""];
         let mut table = Table::new(&headings);
         for job in JOBS {
             let rest = self.of(job, During::Rest, |run| run.fio.p99_us);

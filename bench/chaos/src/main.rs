@@ -24,8 +24,8 @@ mod trials;
 mod verify;
 mod writer;
 
-use clap::{Args, Parser, Subcommand};
 use background::BackgroundPlan;
+use clap::{Args, Parser, Subcommand};
 use cli::deadline::Stopwatch;
 use cli::error::CliError;
 use cli::output::{self, Table};

@@ -107,8 +107,8 @@ impl ControlCore {
         self.links.iter().find(|link| link.peer() == node)
     }
 
-    /// Ends connections to nodes that are no members any more, when others need the room: until then they carry the news
-    /// that a node was removed.
+    /// Ends connections to nodes that are no members any more, when others need the room: until then they carry the
+    /// news that a node was removed.
     pub(crate) fn prune_links(&mut self, env: &mut dyn Env) {
         if self.links.len() < LINKS_MAX {
             return;
@@ -157,9 +157,9 @@ impl ControlCore {
         present
     }
 
-    /// Whom this node can live from, the present voters first, and how many those are. Behind them come those in its own
-    /// region and those it was started with: each may be one no more, but knows later ones. Who has nobody asks any
-    /// other node.
+    /// Whom this node can live from, the present voters first, and how many those are. Behind them come those in its
+    /// own region and those it was started with: each may be one no more, but knows later ones. Who has nobody asks
+    /// any other node.
     fn others(&self) -> (Vec<Voter>, usize) {
         let mut all = self.present_voters();
         let present = all.len();
@@ -205,8 +205,8 @@ impl ControlCore {
     /// everything has been heard.
     pub(crate) fn follow_voters(&mut self, env: &mut dyn Env) {
         match &self.meta {
-            // One that was taken back and is being filled may be given up again without hearing of it. What it has heard
-            // must have been passed on first: the uplink is not to begin before it.
+            // One that was taken back and is being filled may be given up again without hearing of it. What it has
+            // heard must have been passed on first: the uplink is not to begin before it.
             Meta::Voter(node)
                 if matches!(node.standing(), Standing::Outside | Standing::Learner)
                     && self.incoming.is_empty() =>

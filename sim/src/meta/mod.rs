@@ -1,9 +1,9 @@
 //! The metadata store under clients of its own, judged for strict serializability.
 //!
-//! Control cores only, without data cores or disks: voters of the Raft group, and sometimes nodes that are
-//! none and forward; in every other seed clients change who votes. Clients (`client`) put, compare and put, append to lists, fill sets, move values between
-//! keys, watch, and hold locks with leases, through the ordinary client library and any node. `history` keeps
-//! what they asked and heard; `check` replays it; `locks` looks at who held what when.
+//! Control cores only, without data cores or disks: voters of the Raft group, and sometimes nodes that are none and
+//! forward; in every other seed clients change who votes. Clients (`client`) put, compare and put, append to lists,
+//! fill sets, move values between keys, watch, and hold locks with leases, through the ordinary client library and
+//! any node. `history` keeps what they asked and heard; `check` replays it; `locks` looks at who held what when.
 
 pub mod check;
 pub mod client;
