@@ -69,6 +69,14 @@ impl ControlCore {
     }
 
     /// This node's part in the group, whether it is the way to the store or not.
+    fn part(&self) -> Option<&MetaNode> {
+        match &self.meta {
+            Meta::Voter(node) => Some(node),
+            _ => self.spare.as_deref(),
+        }
+    }
+
+    /// The same, to work on.
     pub(crate) fn member(&mut self) -> Option<&mut MetaNode> {
         match &mut self.meta {
             Meta::Voter(node) => Some(node),
@@ -86,10 +94,7 @@ impl ControlCore {
     fn address_of(&self, node: NodeId) -> Option<SocketAddr> {
         let configured = self.config.voters.iter().find(|voter| voter.node == node).map(|voter| voter.addr);
         let registered = || self.view.nodes().get(&node).map(|record| record.control);
-        let own = match &self.meta {
-            Meta::Voter(own) => Some(own),
-            _ => self.spare.as_ref(),
-        };
+        let own = self.part();
         let replicated = || own?.address_of(node)?.parse().ok();
         let published = || {
             let known = self.known_voters().voters;
@@ -131,10 +136,7 @@ impl ControlCore {
     /// Who votes, by the newest that this node knows, without itself: the store as it has seen it, or what its part in
     /// the group knows or was told when it was removed. Log indexes and revisions are the same numbers.
     fn present_voters(&self) -> Vec<Voter> {
-        let own = match &self.meta {
-            Meta::Voter(own) => Some(own),
-            _ => self.spare.as_ref(),
-        };
+        let own = self.part();
         let told = own.and_then(|own| own.latest_voters()).filter(|(_, voters)| !voters.is_empty());
         let told = told.filter(|(index, _)| *index > self.mirror.revision().0);
         let addr_of = |node: NodeId, address: &str| self.address_of(node).or_else(|| address.parse().ok());
@@ -163,10 +165,7 @@ impl ControlCore {
     fn others(&self) -> (Vec<Voter>, usize) {
         let mut all = self.present_voters();
         let present = all.len();
-        let own = match &self.meta {
-            Meta::Voter(own) => Some(own),
-            _ => self.spare.as_ref(),
-        };
+        let own = self.part();
         let members = own.map(|own| own.members()).unwrap_or_default();
         all.extend(members.into_iter().filter_map(|node| Some(Voter { node, addr: self.address_of(node)? })));
         all.extend(&self.config.voters);
