@@ -13,6 +13,8 @@
 mod device;
 mod error;
 mod gid;
+#[cfg_attr(not(feature = "rdma"), allow(dead_code, reason = "driven by the verbs transport only"))]
+mod link;
 #[cfg(feature = "rdma")]
 mod transport;
 
