@@ -5,7 +5,9 @@ use rdma_sys as sys;
 use reactor::Arena;
 use std::ffi::CStr;
 use std::io;
+use std::net::IpAddr;
 use std::ptr::NonNull;
+use std::rc::Rc;
 
 /// Which device and which of its addresses.
 #[derive(Clone, Debug)]
@@ -16,11 +18,13 @@ pub struct DeviceOptions {
     pub port: u8,
     /// The index in the port's GID table; chosen by `Gid::preference` when not given.
     pub gid_index: Option<u32>,
+    /// Prefer the GID of this address, and the device that has it when none is named.
+    pub address: Option<IpAddr>,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { name: None, port: 1, gid_index: None }
+        Self { name: None, port: 1, gid_index: None, address: None }
     }
 }
 
@@ -31,8 +35,20 @@ pub struct Device {
     port: u8,
     gid_index: u32,
     gid: Gid,
+    limits: Limits,
     context: NonNull<sys::ibv_context>,
     domain: NonNull<sys::ibv_pd>,
+}
+
+/// What a device and its port can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Largest packet's payload, as the verbs number it: 1 is 256 bytes, 5 is 4096.
+    pub mtu: u8,
+    /// Entries of a completion queue.
+    pub completions: u32,
+    /// RDMA READs that one connection may have outstanding, in either direction.
+    pub reads: u8,
 }
 
 /// The list of devices, freed when dropped.
@@ -82,29 +98,53 @@ impl Drop for Context {
 }
 
 impl Device {
-    /// Opens a device, checks its port, chooses its GID and makes a protection domain.
+    /// Opens a device, checks its port, chooses its GID and makes a protection domain. Of several devices the first
+    /// that has the wanted address, or else the first that works.
     pub fn open(options: &DeviceOptions) -> Result<Self, RdmaError> {
         let list = List::get()?;
         let wanted = |name: &str| options.name.as_deref().is_none_or(|wanted| wanted == name);
-        let found = list.devices().find(|(name, _)| wanted(name));
-        let (name, device) =
-            found.ok_or_else(|| RdmaError::NoSuchDevice(options.name.clone().unwrap_or_default()))?;
+        let (mut first, mut failed) = (None, None);
+        for (name, device) in list.devices().filter(|(name, _)| wanted(name)) {
+            match Self::open_one(name, device, options) {
+                Ok(opened) if options.address.is_none_or(|address| opened.gid.ip() == address) => {
+                    return Ok(opened.announced());
+                }
+                Ok(opened) => first = first.or(Some(opened)),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        let none = || failed.unwrap_or(RdmaError::NoSuchDevice(options.name.clone().unwrap_or_default()));
+        first.map(Self::announced).ok_or_else(none)
+    }
+
+    fn announced(self) -> Self {
+        let Self { name, port, gid_index, gid, limits, .. } = &self;
+        tracing::info!(device = %name, port, gid_index, %gid, ?limits, "RDMA device opened");
+        self
+    }
+
+    fn open_one(
+        name: String,
+        device: NonNull<sys::ibv_device>,
+        options: &DeviceOptions,
+    ) -> Result<Self, RdmaError> {
         // SAFETY: a listed device.
         let context = NonNull::new(unsafe { sys::ibv_open_device(device.as_ptr()) })
             .ok_or_else(|| RdmaError::Open { device: name.clone(), error: io::Error::last_os_error() })?;
         let mut guard = Context(Some(context));
-        let entries = gid_entries(context, &name, options.port)?;
+        let port = port_attr(context, &name, options.port)?;
+        let entries = u32::try_from(port.gid_tbl_len).unwrap_or(0);
+        let limits = limits(context, &name, &port)?;
         let no_gid = || RdmaError::NoGid { device: name.clone(), port: options.port };
         let (gid_index, gid) = match options.gid_index {
             Some(index) => (index, read_gid(context, options.port, index).ok_or_else(no_gid)?),
-            None => choose(context, &name, options.port, entries).ok_or_else(no_gid)?,
+            None => choose(context, &name, options, entries).ok_or_else(no_gid)?,
         };
         // SAFETY: an open context.
         let domain = NonNull::new(unsafe { sys::ibv_alloc_pd(context.as_ptr()) })
             .ok_or_else(|| RdmaError::ProtectionDomain(io::Error::last_os_error()))?;
         guard.0 = None;
-        tracing::info!(device = %name, port = options.port, gid_index, %gid, "RDMA device opened");
-        Ok(Self { name, port: options.port, gid_index, gid, context, domain })
+        Ok(Self { name, port: options.port, gid_index, gid, limits, context, domain })
     }
 
     /// The device's name.
@@ -122,22 +162,23 @@ impl Device {
         (self.gid_index, self.gid)
     }
 
-    /// Registers all of `arena`, for the device to read from and write to.
-    pub fn register<'a>(&'a self, arena: &Arena) -> Result<Region<'a>, RdmaError> {
-        let (base, bytes) = arena.region();
-        let access = sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE.0 as i32;
-        // SAFETY: the region belongs to the arena, a handle to which the `Region` keeps.
-        let region = unsafe { sys::ibv_reg_mr(self.domain.as_ptr(), base.cast(), bytes, access) };
-        match NonNull::new(region) {
-            Some(region) => Ok(Region { region, _arena: arena.clone(), _device: self }),
-            None => Err(RdmaError::Register { bytes, error: io::Error::last_os_error() }),
-        }
+    /// What it can do.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(crate) fn context(&self) -> NonNull<sys::ibv_context> {
+        self.context
+    }
+
+    pub(crate) fn domain(&self) -> NonNull<sys::ibv_pd> {
+        self.domain
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // SAFETY: both are ours, and regions borrow this device, so none is left.
+        // SAFETY: both are ours, and whatever was made of them holds the device, so none of it is left.
         unsafe {
             sys::ibv_dealloc_pd(self.domain.as_ptr());
             sys::ibv_close_device(self.context.as_ptr());
@@ -145,14 +186,32 @@ impl Drop for Device {
     }
 }
 
-/// Registered memory: the arena of a core.
-pub struct Region<'a> {
+/// Registered memory: the arena of a core. The peer can reach it only through windows (see `QueuePair`).
+pub struct Region {
     region: NonNull<sys::ibv_mr>,
     _arena: Arena,
-    _device: &'a Device,
+    _device: Rc<Device>,
 }
 
-impl Region<'_> {
+impl Region {
+    /// Registers all of `arena`, for the device to read from and write to.
+    pub fn of(device: &Rc<Device>, arena: &Arena) -> Result<Self, RdmaError> {
+        let (base, bytes) = arena.region();
+        let flags =
+            [sys::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE, sys::ibv_access_flags::IBV_ACCESS_MW_BIND];
+        let access = flags.iter().fold(0, |all, flag| all | flag.0 as i32);
+        // SAFETY: the region belongs to the arena, a handle to which the `Region` keeps.
+        let region = unsafe { sys::ibv_reg_mr(device.domain.as_ptr(), base.cast(), bytes, access) };
+        match NonNull::new(region) {
+            Some(region) => Ok(Self { region, _arena: arena.clone(), _device: device.clone() }),
+            None => Err(RdmaError::Register { bytes, error: io::Error::last_os_error() }),
+        }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut sys::ibv_mr {
+        self.region.as_ptr()
+    }
+
     /// The key that work requests carry for memory of this region.
     pub fn local_key(&self) -> u32 {
         // SAFETY: a registered region, which lives as long as this.
@@ -160,15 +219,19 @@ impl Region<'_> {
     }
 }
 
-impl Drop for Region<'_> {
+impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: ours, and released once; the arena is still alive.
         unsafe { sys::ibv_dereg_mr(self.region.as_ptr()) };
     }
 }
 
-/// Length of an active port's GID table.
-fn gid_entries(context: NonNull<sys::ibv_context>, name: &str, port: u8) -> Result<u32, RdmaError> {
+/// An active port's attributes.
+fn port_attr(
+    context: NonNull<sys::ibv_context>,
+    name: &str,
+    port: u8,
+) -> Result<sys::ibv_port_attr, RdmaError> {
     // SAFETY: the structure is plain data, for which zero bytes are a valid value.
     let mut attr: sys::ibv_port_attr = unsafe { std::mem::zeroed() };
     // SAFETY: an open context; the library fills the older, shorter form of the structure here.
@@ -176,7 +239,35 @@ fn gid_entries(context: NonNull<sys::ibv_context>, name: &str, port: u8) -> Resu
     if failed || attr.state != sys::ibv_port_state::IBV_PORT_ACTIVE {
         return Err(RdmaError::PortDown { device: name.to_owned(), port });
     }
-    Ok(u32::try_from(attr.gid_tbl_len).unwrap_or(0))
+    Ok(attr)
+}
+
+/// Reads a peer may have outstanding: more than a connection fetches at once gains nothing.
+const READS_MAX: i32 = 16;
+
+/// What the device can do; an error when it lacks what the safety of the peers' memory rests on.
+fn limits(
+    context: NonNull<sys::ibv_context>,
+    name: &str,
+    port: &sys::ibv_port_attr,
+) -> Result<Limits, RdmaError> {
+    // SAFETY: the structure is plain data, for which zero bytes are a valid value.
+    let mut attr: sys::ibv_device_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: an open context and a structure to write to.
+    if unsafe { sys::ibv_query_device(context.as_ptr(), &raw mut attr) } != 0 {
+        return Err(RdmaError::Open { device: name.to_owned(), error: io::Error::last_os_error() });
+    }
+    let windows = sys::ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2A.0
+        | sys::ibv_device_cap_flags::IBV_DEVICE_MEM_WINDOW_TYPE_2B.0;
+    if attr.device_cap_flags & windows == 0 {
+        return Err(RdmaError::NoWindows(name.to_owned()));
+    }
+    let reads = attr.max_qp_rd_atom.min(attr.max_qp_init_rd_atom).clamp(1, READS_MAX);
+    Ok(Limits {
+        mtu: u8::try_from(port.active_mtu).unwrap_or(1),
+        completions: u32::try_from(attr.max_cqe).unwrap_or(0),
+        reads: reads as u8,
+    })
 }
 
 fn read_gid(context: NonNull<sys::ibv_context>, port: u8, index: u32) -> Option<Gid> {
@@ -189,12 +280,20 @@ fn read_gid(context: NonNull<sys::ibv_context>, port: u8, index: u32) -> Option<
     (read == 0 && gid.0 != [0; 16]).then_some(gid)
 }
 
-fn choose(context: NonNull<sys::ibv_context>, name: &str, port: u8, entries: u32) -> Option<(u32, Gid)> {
+/// The best entry of the GID table; when one of them is the wanted address, that one.
+fn choose(
+    context: NonNull<sys::ibv_context>,
+    name: &str,
+    options: &DeviceOptions,
+    entries: u32,
+) -> Option<(u32, Gid)> {
+    let port = options.port;
     let rated = (0..entries).filter_map(|index| {
         let gid = read_gid(context, port, index)?;
         let path = format!("/sys/class/infiniband/{name}/ports/{port}/gid_attrs/types/{index}");
         let v2 = std::fs::read_to_string(path).is_ok_and(|kind| kind.trim() == "RoCE v2");
-        Some((gid.preference(v2)?, index, gid))
+        let wanted = v2 && options.address == Some(gid.ip());
+        Some(((wanted, gid.preference(v2)?), index, gid))
     });
     // The lowest index among the best.
     rated

@@ -36,6 +36,23 @@ pub enum RdmaError {
         /// The port, from 1.
         port: u8,
     },
+    /// Without memory windows a peer could reach all of the registered memory.
+    #[error("RDMA device {0} has no memory windows of type 2, without which a peer could read all buffers")]
+    NoWindows(String),
+    /// Something that connections need cannot be made.
+    #[error("RDMA {what}: {error}")]
+    Make {
+        /// What.
+        what: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The core's buffers are exhausted.
+    #[error("no buffer memory left for an RDMA connection")]
+    NoBuffers,
+    /// The core has as many RDMA connections as its completion queue has room for.
+    #[error("no room for another RDMA connection: {0} at most")]
+    TooMany(usize),
     /// No protection domain.
     #[error("protection domain: {0}")]
     ProtectionDomain(io::Error),

@@ -1,26 +1,37 @@
-//! `net-rdma`: the reactor's `Transport` over RDMA. **It does not carry connections yet.**
+//! `net-rdma`: the reactor's `Transport` over RDMA (RoCE v2, InfiniBand), for one core.
 //!
-//! What is here, behind feature `rdma` (off by default, it links libibverbs): finding a device and its
-//! active port, choosing the GID that RoCE v2 should use, a protection domain, and the registration of a
-//! core's whole buffer arena as one memory region, so that payloads can later go wire, arena, drive without
-//! a copy. What is not: queue pairs, completion queues and everything above them. `listen` is refused with
-//! "not supported" and `connect` ends at once in `Closed(Broken(EOPNOTSUPP))`; a node therefore runs on
-//! `net-tcp`, and nothing pretends otherwise.
+//! A connection begins on TCP, over a transport beneath, and goes on over a queue pair when both sides can
+//! (`negotiate`). `link` is what a connection does once it has one, as a state machine without verbs: credits, windows,
+//! fetches, order. Behind feature `rdma` (off by default, it links libibverbs) are `transport`, which drives links
+//! and owns a core's connections, `queue_pair` and `completion`, the verbs, and `device`: the device, its GID, and a
+//! core's whole buffer arena as one memory region, so that payloads go wire, arena, drive without a copy.
 //!
-//! This room may know `wire` and `reactor`. Start reading at `device`, then `transport`.
+//! This room may know `wire` and `reactor`. Start reading at `negotiate`, then `link`.
 
 #[cfg(feature = "rdma")]
+mod completion;
+#[cfg(feature = "rdma")]
 mod device;
+#[cfg(feature = "rdma")]
+mod entry;
 mod error;
 mod gid;
 #[cfg_attr(not(feature = "rdma"), allow(dead_code, reason = "driven by the verbs transport only"))]
 mod link;
 #[cfg(feature = "rdma")]
+mod negotiate;
+mod offer;
+#[cfg(feature = "rdma")]
+mod peers;
+#[cfg(feature = "rdma")]
+mod queue_pair;
+#[cfg(feature = "rdma")]
 mod transport;
 
 #[cfg(feature = "rdma")]
-pub use device::{Device, DeviceOptions, Region};
+pub use device::{Device, DeviceOptions, Limits};
 pub use error::RdmaError;
 pub use gid::Gid;
+pub use offer::{OFFER_BYTES, Offer, OfferError};
 #[cfg(feature = "rdma")]
-pub use transport::RdmaTransport;
+pub use transport::{RDMA_CONNECTIONS_MAX, RdmaTransport};

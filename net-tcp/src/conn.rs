@@ -61,14 +61,21 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn new(id: ConnId, slot: u32, fd: OwnedFd, framing: Framing, phase: Phase) -> Self {
+    pub(crate) fn new(
+        id: ConnId,
+        slot: u32,
+        fd: OwnedFd,
+        framing: Framing,
+        phase: Phase,
+        passes_offers: bool,
+    ) -> Self {
         Self {
             id,
             slot,
             fd,
             framing,
             phase,
-            recv: Receiver::new(),
+            recv: Receiver::new(passes_offers),
             send: Sender::new(),
             addr: RawAddr::empty(),
             connecting: false,

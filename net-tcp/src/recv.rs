@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::RawFd;
 use wire::frame::{MAGIC, META_BYTES_MAX};
-use wire::{BlockCrcs, HEADER_BYTES, Header, HeaderError};
+use wire::{BlockCrcs, FrameKind, HEADER_BYTES, Header, HeaderError};
 
 /// Size of a connection's stream buffer: some fifteen frames of 4 KiB in one receive.
 const STREAM_BYTES: usize = 64 * 1024;
@@ -62,10 +62,14 @@ pub(crate) enum Parsed {
     Starved,
     /// The peer does not speak our protocol.
     Refused(HeaderError),
+    /// The peer asks for another transport, which we are to decline. More may be here.
+    Offered(Header),
 }
 
 /// A connection's incoming side.
 pub(crate) struct Receiver {
+    /// Offers of another transport are for whoever uses us, not for us to decline.
+    passes_offers: bool,
     stream: Box<[u8]>,
     start: usize,
     end: usize,
@@ -80,8 +84,9 @@ pub(crate) struct Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(passes_offers: bool) -> Self {
         Self {
+            passes_offers,
             stream: Box::default(),
             start: 0,
             end: 0,
@@ -222,6 +227,13 @@ impl Receiver {
             return Ok(false);
         }
         let (header, crcs) = Header::decode(bytes).map_err(Parsed::Refused)?;
+        if header.kind == FrameKind::Link && !self.passes_offers {
+            if bytes.len() < head + lengths.payload {
+                return Ok(false);
+            }
+            self.start += head + lengths.payload;
+            return Err(Parsed::Offered(header));
+        }
         // Replies are odd. One that was expected without a payload (an error) lets go of its buffer.
         let expected = if header.kind as u8 & 1 == 1 { self.expected.remove(&header.request) } else { None };
         if lengths.payload == 0 {
@@ -264,7 +276,7 @@ fn early_check(bytes: &[u8]) -> Result<(), HeaderError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use wire::{FrameKind, block_crc};
+    use wire::block_crc;
 
     const CONN: ConnId = ConnId(7);
 
@@ -297,7 +309,7 @@ mod tests {
     /// Sends the frames through a receiver in cuts of the given lengths.
     fn pass(frames: &[(FrameKind, usize)], cuts: &[usize]) {
         let arena = Arena::new(8 << 20).unwrap();
-        let mut receiver = Receiver::new();
+        let mut receiver = Receiver::new(false);
         let (mut stream, mut sent) = (Vec::new(), Vec::new());
         for (at, (kind, payload)) in frames.iter().enumerate() {
             let (bytes, data) = frame(*kind, at as u64, *payload);
@@ -350,7 +362,7 @@ mod tests {
     #[test]
     fn a_foreign_stream_behind_a_run_of_frames_is_refused() {
         let arena = Arena::new(1 << 20).unwrap();
-        let mut receiver = Receiver::new();
+        let mut receiver = Receiver::new(false);
         let mut stream: Vec<u8> = (0..8).flat_map(|at| frame(FrameKind::Write, at, 4096).0).collect();
         stream.extend_from_slice(&[0xee; 9000]);
         let (mut rest, mut events) = (stream.as_slice(), VecDeque::new());
@@ -365,5 +377,46 @@ mod tests {
         };
         assert!(matches!(refused, Parsed::Refused(_)), "{refused:?}");
         assert_eq!(events.len(), 8);
+    }
+
+    #[test]
+    fn an_offer_of_another_transport_is_set_aside_whole_or_passed_on() {
+        let arena = Arena::new(1 << 20).unwrap();
+        let lens = [(FrameKind::Ping, 0), (FrameKind::Link, 32), (FrameKind::Write, 4096)];
+        let stream: Vec<u8> =
+            lens.iter().enumerate().flat_map(|(n, (kind, len))| offer_or(*kind, n as u64, *len)).collect();
+        for (passes, due) in [(false, vec![0, 2]), (true, vec![0, 1, 2])] {
+            let mut receiver = Receiver::new(passes);
+            let (mut rest, mut events, mut offers) = (stream.as_slice(), VecDeque::new(), 0);
+            while !rest.is_empty() {
+                receiver.place();
+                let bytes = fill(&receiver, &mut rest, 150);
+                receiver.received(bytes, true, CONN, &mut events);
+                while let Parsed::Offered(offer) = receiver.parse(Framing::Frames, &arena, CONN, &mut events)
+                {
+                    assert_eq!(offer.request, 1);
+                    offers += 1;
+                }
+            }
+            let got: Vec<u64> = events
+                .iter()
+                .map(|event| if let Event::Frame { frame, .. } = event { frame.header.request } else { 99 })
+                .collect();
+            assert_eq!((got, offers), (due, u64::from(!passes)));
+        }
+    }
+
+    fn offer_or(kind: FrameKind, request: u64, len: usize) -> Vec<u8> {
+        if kind != FrameKind::Link {
+            return frame(kind, request, len).0;
+        }
+        let mut header = Header::new(kind, request);
+        header.payload_len = len as u32;
+        let mut crcs = BlockCrcs::default();
+        crcs.push(block_crc(&vec![0; len]));
+        let mut bytes = Vec::new();
+        header.encode_into(&crcs, &mut bytes);
+        bytes.resize(bytes.len() + len, 0);
+        bytes
     }
 }

@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use wire::{BlockCrcs, FrameKind, Status};
 
 /// Connections of one core: bounds what unauthenticated peers can make us hold (64 KiB of stream buffer
 /// and one partial payload each). Further ones are closed at once.
@@ -50,6 +51,8 @@ pub struct TcpTransport {
     /// When to look for connections whose frame has stopped half-way.
     stall_check: Option<Mono>,
     heads: Heads,
+    /// See `beneath`.
+    passes_offers: bool,
 }
 
 impl TcpTransport {
@@ -61,6 +64,11 @@ impl TcpTransport {
     /// The same, as the reactor's factories want it.
     pub fn boxed() -> Box<dyn Transport> {
         Box::new(Self::default())
+    }
+
+    /// The same, beneath a transport that offers another path and answers such offers itself.
+    pub fn beneath() -> Box<dyn Transport> {
+        Box::new(Self { passes_offers: true, ..Self::default() })
     }
 
     fn slot_of(conn: ConnId) -> u32 {
@@ -93,7 +101,8 @@ impl TcpTransport {
         };
         let id = self.number(slot);
         if let Some(place) = self.conns.get_mut(slot as usize) {
-            *place = Some(Box::new(Conn::new(id, slot, fd, framing, phase)));
+            let passes = self.passes_offers;
+            *place = Some(Box::new(Conn::new(id, slot, fd, framing, phase, passes)));
         }
         Some(id)
     }
@@ -190,7 +199,7 @@ impl TcpTransport {
             (Phase::Closing(_), _) => {}
             (Phase::Lingering, 1..) => {
                 // Nobody listens any more; read on until the peer's end comes.
-                conn.recv = crate::recv::Receiver::new();
+                conn.recv = crate::recv::Receiver::new(false);
                 conn.start_recv(io);
             }
             (Phase::Lingering, ..=0) => conn.begin_close(io, CloseReason::Local),
@@ -209,23 +218,36 @@ impl TcpTransport {
 
     /// Delivers what has come and receives on, or waits for buffers.
     fn parse(&mut self, io: &mut TransportIo<'_>, slot: u32) {
-        let Some(conn) = self.at(slot) else { return };
-        match conn.recv.parse(conn.framing, io.arena, conn.id, io.events) {
-            Parsed::Hungry => {
-                conn.amid_frame = conn.recv.is_amid_a_frame().then_some(io.now);
-                conn.start_recv(io);
-                if conn.amid_frame.is_some() && self.stall_check.is_none() {
-                    self.stall_check = Some(io.now.plus_ms(FRAME_STALL_MS));
+        let Some(conn) = self.conns.get_mut(slot as usize).and_then(Option::as_deref_mut) else { return };
+        loop {
+            match conn.recv.parse(conn.framing, io.arena, conn.id, io.events) {
+                Parsed::Hungry => {
+                    conn.amid_frame = conn.recv.is_amid_a_frame().then_some(io.now);
+                    conn.start_recv(io);
+                    if conn.amid_frame.is_some() && self.stall_check.is_none() {
+                        self.stall_check = Some(io.now.plus_ms(FRAME_STALL_MS));
+                    }
+                }
+                Parsed::Starved => {
+                    // It is us who do not read on.
+                    conn.amid_frame = None;
+                    conn.starved = true;
+                    self.starved.push_back(slot);
+                    self.starved_retry = Some(io.now.plus_ms(STARVED_RETRY_MS));
+                }
+                Parsed::Refused(error) => conn.begin_close(io, CloseReason::Protocol(error)),
+                Parsed::Offered(offer) => {
+                    let header = offer.reply(FrameKind::LinkReply, Status::Invalid);
+                    let answer = Frame { header, crcs: BlockCrcs::default(), payload: None };
+                    // To a peer that does not read its answers, no more of them than the queue takes.
+                    if conn.send.push_frame(&mut self.heads, answer).is_ok() && !conn.dirty {
+                        conn.dirty = true;
+                        self.dirty.push(slot);
+                    }
+                    continue;
                 }
             }
-            Parsed::Starved => {
-                // It is us who do not read on.
-                conn.amid_frame = None;
-                conn.starved = true;
-                self.starved.push_back(slot);
-                self.starved_retry = Some(io.now.plus_ms(STARVED_RETRY_MS));
-            }
-            Parsed::Refused(error) => conn.begin_close(io, CloseReason::Protocol(error)),
+            break;
         }
     }
 

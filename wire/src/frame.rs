@@ -22,6 +22,8 @@ pub const META_BYTES_MAX: usize = OBJECT_BLOCKS * 4;
 pub const DATA_PAYLOAD_BYTES_MAX: usize = OBJECT_BYTES;
 /// Largest payload of a control frame: bounds what an unauthenticated peer can make us buffer.
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 1 << 20;
+/// Largest offer of another transport.
+pub const LINK_PAYLOAD_BYTES_MAX: usize = 256;
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident = $value:literal),+ $(,)?) => {
@@ -122,6 +124,11 @@ kinds! {
     /// Its answer: `ListEntry`s of those that the member holds something of; the version's counter repeats the
     /// number.
     SubLookupReply = 45,
+    /// Between transports, never seen by what uses them: may this connection go on over RDMA? The offer is in the
+    /// payload. With `blocks` = 1 and no payload: it stays as it is after all.
+    Link = 46,
+    /// Its answer: `Ok` with the other side's part in the payload, or any other status: it stays as it is.
+    LinkReply = 47,
 }
 
 impl FrameKind {
@@ -138,6 +145,8 @@ impl FrameKind {
                 | Self::SubDigestsReply
                 | Self::SubLookup
                 | Self::SubLookupReply
+                | Self::Link
+                | Self::LinkReply
         )
     }
 }
@@ -265,10 +274,10 @@ impl Header {
         }
         let kind = FrameKind::from_u8(raw.kind).ok_or(HeaderError::Kind(raw.kind))?;
         let payload = raw.payload_len.to_native() as usize;
-        let max = if matches!(kind, FrameKind::Control | FrameKind::ListReply) {
-            CONTROL_PAYLOAD_BYTES_MAX
-        } else {
-            DATA_PAYLOAD_BYTES_MAX
+        let max = match kind {
+            FrameKind::Control | FrameKind::ListReply => CONTROL_PAYLOAD_BYTES_MAX,
+            FrameKind::Link | FrameKind::LinkReply => LINK_PAYLOAD_BYTES_MAX,
+            _ => DATA_PAYLOAD_BYTES_MAX,
         };
         if payload > max {
             return Err(HeaderError::Oversized { payload, max });

@@ -2,7 +2,7 @@
 
 use super::message::{Descriptor, HEAD_BYTES, Immediate, Kind, PART_BYTES, SMALL_PAYLOAD_BYTES};
 use super::outgoing::{Outgoing, span};
-use super::{Buffers, LinkError, RECEIVES, Receive, Signal, Span, Work};
+use super::{Buffers, LinkError, Memory, RECEIVES, Receive, Signal, Span, Work};
 use reactor::{Arena, Frame, IoBuf, NoBuffers};
 use std::collections::VecDeque;
 use wire::{BLOCK_BYTES, BlockCrcs, HEADER_BYTES, Header};
@@ -199,12 +199,17 @@ impl Incoming {
     }
 
     /// Begins to fetch what has been announced.
-    pub(super) fn fetch(&mut self, arena: &Arena, outgoing: &mut Outgoing, work: &mut Vec<Work>) -> Buffers {
+    pub(super) fn fetch(
+        &mut self,
+        memory: Memory<'_>,
+        outgoing: &mut Outgoing,
+        work: &mut Vec<Work>,
+    ) -> Buffers {
         while outgoing.room() > 0
             && let Some(part) = self.parts.front().copied()
         {
             let Some(frame) = self.arrival(part.arrival) else { break };
-            let Ok((into, staging)) = place(frame, &part, arena) else { return Buffers::Short };
+            let Ok((into, staging)) = place(frame, &part, memory) else { return Buffers::Short };
             self.parts.pop_front();
             outgoing.post_fetch(work, into, part.from, Fetch { part, staging });
         }
@@ -243,15 +248,15 @@ impl Incoming {
 }
 
 /// Where a part lands: in the payload's own memory when that is in the arena, else in a buffer of its own.
-fn place(frame: &mut Arrival, part: &Part, arena: &Arena) -> Result<(Span, Option<IoBuf>), NoBuffers> {
+fn place(frame: &mut Arrival, part: &Part, memory: Memory<'_>) -> Result<(Span, Option<IoBuf>), NoBuffers> {
     let payload = match &mut frame.payload {
         Some(payload) => payload,
-        none => none.insert(arena.alloc(frame.header.payload_len as usize)?),
+        none => none.insert(memory.arena.alloc(frame.header.payload_len as usize)?),
     };
     let len = part.from.len as usize;
     if payload.is_arena() {
         return Ok((span(&payload.slice(part.offset, len)), None));
     }
-    let staging = arena.alloc(len)?;
+    let staging = memory.staging.alloc(memory.arena, len)?;
     Ok((span(&staging), Some(staging)))
 }

@@ -18,11 +18,13 @@
 mod incoming;
 mod message;
 mod outgoing;
+mod staging;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use message::HEAD_BYTES;
-pub(crate) use message::{Descriptor, Kind};
+pub(crate) use message::{CREDITS_MAX, Descriptor, Kind};
+pub(crate) use message::{HEAD_BYTES, PART_BYTES};
+pub(crate) use staging::Staging;
 
 use incoming::Incoming;
 use outgoing::Outgoing;
@@ -75,6 +77,13 @@ pub(crate) struct Batch {
     pub(crate) first_seq: u64,
 }
 
+/// The core's registered memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory<'a> {
+    pub(crate) arena: &'a Arena,
+    pub(crate) staging: &'a Staging,
+}
+
 /// Whether the link waits for buffers of the arena.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Buffers {
@@ -116,13 +125,18 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// A link whose windows have these keys, `peer_receives` of whose messages the peer can take.
-    pub(crate) fn new(arena: &Arena, window_keys: &[u32], peer_receives: u16) -> Result<Self, NoBuffers> {
+    /// A link whose windows have these keys. It can send nothing before `grant`.
+    pub(crate) fn new(arena: &Arena, window_keys: &[u32]) -> Result<Self, NoBuffers> {
         Ok(Self {
-            outgoing: Outgoing::new(arena, window_keys, peer_receives)?,
+            outgoing: Outgoing::new(arena, window_keys)?,
             incoming: Incoming::new(arena)?,
             progress: 0,
         })
+    }
+
+    /// The peer has so many receives.
+    pub(crate) fn grant(&mut self, receives: u16) {
+        self.outgoing.grant(receives);
     }
 
     /// Queues a frame.
@@ -136,13 +150,13 @@ impl Link {
     }
 
     /// Turns what is queued into work, as far as credits, the send queue and buffers allow.
-    pub(crate) fn fill(&mut self, arena: &Arena, batch: &mut Batch) -> Buffers {
+    pub(crate) fn fill(&mut self, memory: Memory<'_>, batch: &mut Batch) -> Buffers {
         batch.receives.clear();
         batch.work.clear();
         batch.first_seq = self.outgoing.next_seq();
-        let posted = self.incoming.post_receives(arena, &mut self.outgoing, &mut batch.receives);
-        let pulled = self.incoming.fetch(arena, &mut self.outgoing, &mut batch.work);
-        let sent = self.outgoing.fill(arena, &mut batch.work);
+        let posted = self.incoming.post_receives(memory.arena, &mut self.outgoing, &mut batch.receives);
+        let pulled = self.incoming.fetch(memory, &mut self.outgoing, &mut batch.work);
+        let sent = self.outgoing.fill(memory, &mut batch.work);
         if [posted, pulled, sent].contains(&Buffers::Short) { Buffers::Short } else { Buffers::Enough }
     }
 
@@ -162,11 +176,6 @@ impl Link {
     /// Hands over the frames that are complete, in order.
     pub(crate) fn deliver(&mut self, take: impl FnMut(Frame)) {
         self.incoming.deliver(take);
-    }
-
-    /// The frames not sent yet, for another path. Of a frame that has begun nothing can be taken back.
-    pub(crate) fn take_queue(&mut self) -> impl Iterator<Item = Frame> + '_ {
-        self.outgoing.take_queue()
     }
 
     /// Nothing is queued, and the peer has everything that was sent.

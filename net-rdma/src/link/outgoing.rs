@@ -2,7 +2,7 @@
 
 use super::incoming::Fetch;
 use super::message::{CREDITS_MAX, Descriptor, HEAD_BYTES, Immediate, Kind, PART_BYTES, SMALL_PAYLOAD_BYTES};
-use super::{Buffers, LinkError, RECEIVES, SENDS, Span, Work};
+use super::{Buffers, LinkError, Memory, RECEIVES, SENDS, Span, Work};
 use reactor::{Arena, Frame, Full, IoBuf, NoBuffers, SEND_QUEUE_FRAMES};
 use std::collections::VecDeque;
 
@@ -17,7 +17,9 @@ const WORK_OF_A_FRAME: usize = 2;
 enum Held {
     /// A message without payload, or the opening of a window, whose memory the window holds.
     Nothing,
-    Payload(IoBuf),
+    Payload {
+        _kept: IoBuf,
+    },
     /// The closing of this window.
     Window(u16),
     Fetch(Fetch),
@@ -63,14 +65,13 @@ pub(super) struct Outgoing {
 }
 
 /// The memory of a payload, or a copy of it in the arena when the device cannot reach it.
-fn registered(payload: &IoBuf, arena: &Arena) -> Result<IoBuf, NoBuffers> {
+fn registered(payload: &IoBuf, memory: Memory<'_>) -> Result<IoBuf, NoBuffers> {
     if payload.is_arena() {
         return Ok(payload.clone());
     }
-    let mut copy = arena.alloc(payload.len())?;
-    if let Some(into) = copy.as_mut_slice() {
-        into.copy_from_slice(payload.as_slice());
-    }
+    let copy = memory.staging.alloc(memory.arena, payload.len())?;
+    // SAFETY: the buffer was nobody's until now: the arena's, or set aside and unused.
+    unsafe { std::ptr::copy_nonoverlapping(payload.as_slice().as_ptr(), copy.as_ptr(), payload.len()) };
     Ok(copy)
 }
 
@@ -84,14 +85,14 @@ fn next_key(key: u32) -> u32 {
 }
 
 impl Outgoing {
-    pub(super) fn new(arena: &Arena, window_keys: &[u32], credits: u16) -> Result<Self, NoBuffers> {
+    pub(super) fn new(arena: &Arena, window_keys: &[u32]) -> Result<Self, NoBuffers> {
         let window = |key: &u32| Window { key: *key, state: WindowState::Free, memory: None };
         Ok(Self {
             queue: VecDeque::new(),
             announced: 0,
             signals: VecDeque::with_capacity(usize::from(RECEIVES)),
-            credits,
-            credits_max: credits,
+            credits: 0,
+            credits_max: 0,
             owed: 0,
             heads: arena.alloc(usize::from(SENDS) * HEAD_BYTES)?,
             scratch: Vec::with_capacity(HEAD_BYTES),
@@ -101,6 +102,10 @@ impl Outgoing {
             free_windows: (0..window_keys.len() as u16).rev().collect(),
             to_close: VecDeque::with_capacity(window_keys.len()),
         })
+    }
+
+    pub(super) fn grant(&mut self, receives: u16) {
+        (self.credits, self.credits_max) = (receives, receives);
     }
 
     pub(super) fn push(&mut self, frame: Frame) -> Result<(), Full> {
@@ -150,14 +155,10 @@ impl Outgoing {
             && self.free_windows.len() == self.windows.len()
     }
 
-    pub(super) fn take_queue(&mut self) -> impl Iterator<Item = Frame> + '_ {
-        self.queue.drain(..)
-    }
-
-    pub(super) fn fill(&mut self, arena: &Arena, work: &mut Vec<Work>) -> Buffers {
+    pub(super) fn fill(&mut self, memory: Memory<'_>, work: &mut Vec<Work>) -> Buffers {
         self.close_windows(work);
         self.send_signals(work);
-        let sent = self.send_frames(arena, work);
+        let sent = self.send_frames(memory, work);
         if self.owed >= OWED_MAX && self.credits > 0 && self.room() > 0 {
             self.send_message(work, Kind::Credits, 0, 0, None);
         }
@@ -200,7 +201,7 @@ impl Outgoing {
         let imm = Immediate { kind, credits, value }.encode();
         let head = (head > 0).then_some(Span { addr: at, len: head as u32 });
         work.push(Work::Message { imm, head, payload: payload.as_ref().map(span) });
-        self.posted.push_back(payload.map_or(Held::Nothing, Held::Payload));
+        self.posted.push_back(payload.map_or(Held::Nothing, |payload| Held::Payload { _kept: payload }));
     }
 
     /// Where the next work request's head lies: a place of its own for each that can be outstanding.
@@ -225,16 +226,16 @@ impl Outgoing {
         len
     }
 
-    fn send_frames(&mut self, arena: &Arena, work: &mut Vec<Work>) -> Result<(), NoBuffers> {
+    fn send_frames(&mut self, memory: Memory<'_>, work: &mut Vec<Work>) -> Result<(), NoBuffers> {
         while self.credits > RESERVED_CREDITS
             && self.room() >= WORK_OF_A_FRAME
             && let Some(frame) = self.queue.pop_front()
         {
             let len = frame.payload.as_ref().map_or(0, IoBuf::len);
             let sent = if len <= SMALL_PAYLOAD_BYTES {
-                self.send_small(arena, work, &frame).map(|()| true)
+                self.send_small(memory, work, &frame).map(|()| true)
             } else {
-                self.send_part(arena, work, &frame, len)
+                self.send_part(memory, work, &frame, len)
             };
             match sent {
                 Ok(true) => self.announced = 0,
@@ -254,9 +255,14 @@ impl Outgoing {
         Ok(())
     }
 
-    fn send_small(&mut self, arena: &Arena, work: &mut Vec<Work>, frame: &Frame) -> Result<(), NoBuffers> {
+    fn send_small(
+        &mut self,
+        memory: Memory<'_>,
+        work: &mut Vec<Work>,
+        frame: &Frame,
+    ) -> Result<(), NoBuffers> {
         let payload = match &frame.payload {
-            Some(payload) if !payload.is_empty() => Some(registered(payload, arena)?),
+            Some(payload) if !payload.is_empty() => Some(registered(payload, memory)?),
             _ => None,
         };
         let header = self.write_header(frame);
@@ -268,7 +274,7 @@ impl Outgoing {
     /// Announces the next part of a large payload. True when it was the last.
     fn send_part(
         &mut self,
-        arena: &Arena,
+        memory: Memory<'_>,
         work: &mut Vec<Work>,
         frame: &Frame,
         len: usize,
@@ -276,7 +282,7 @@ impl Outgoing {
         let Some(payload) = &frame.payload else { return Ok(true) };
         let Some(number) = self.free_windows.last().copied() else { return Ok(false) };
         let from = self.announced;
-        let part = registered(&payload.slice(from, PART_BYTES), arena)?;
+        let part = registered(&payload.slice(from, PART_BYTES), memory)?;
         let Some(window) = self.windows.get_mut(usize::from(number)) else { return Ok(false) };
         self.free_windows.pop();
         let (span, key) = (span(&part), next_key(window.key));
@@ -312,7 +318,7 @@ impl Outgoing {
             let Some(held) = self.posted.pop_front() else { return };
             self.first_seq += 1;
             match held {
-                Held::Nothing | Held::Payload(_) => {}
+                Held::Nothing | Held::Payload { .. } => {}
                 Held::Window(number) => {
                     if let Some(window) = self.windows.get_mut(usize::from(number)) {
                         window.state = WindowState::Free;

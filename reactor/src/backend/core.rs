@@ -12,7 +12,7 @@ use super::ring::{Class, Completion, Ring};
 use super::rng::Stream;
 use super::stats::{CoreStats, STALL_NS};
 use super::timers::TimerHeap;
-use super::transport::{Transport, TransportIo};
+use super::transport::{Polled, Transport, TransportIo};
 use crate::buf::{Arena, IoBuf};
 use crate::env::*;
 use std::collections::VecDeque;
@@ -186,7 +186,10 @@ impl CoreEnv {
 
     /// Whether a turn would find something without sleeping. No system call.
     fn has_work(&mut self) -> bool {
-        !self.events.is_empty() || self.ring.has_completions() || self.mesh.waker().pending()
+        self.net(|transport, io| transport.poll(io)) == Polled::Something
+            || !self.events.is_empty()
+            || self.ring.has_completions()
+            || self.mesh.waker().pending()
     }
 
     /// Submits what is queued and, when there is nothing to do, waits for at most `wait`.
@@ -256,7 +259,8 @@ impl CoreEnv {
     fn park(&mut self, wait: Duration) -> Result<(), CoreError> {
         self.stats.parks.add(1);
         self.stats.arena_used_bytes.set(self.arena.usage().0 as u64);
-        let asleep = self.mesh.waker().park();
+        let armed = self.net(|transport, io| transport.arm(io)) == Polled::Nothing;
+        let asleep = armed && self.mesh.waker().park();
         let entered = if asleep {
             // With much under way, sleeping until several have come saves a switch for each.
             let batch = (self.disks.in_flight() / WAIT_BATCH_FRACTION).clamp(1, WAIT_BATCH_MAX);
@@ -289,6 +293,7 @@ impl CoreEnv {
             }
         }
         self.completions = completions;
+        self.net(|transport, io| transport.poll(io));
         let events = &mut self.events;
         self.mesh.receive(|from, msg| events.push_back(Event::Mesh { from, msg }));
         while let Some(token) = self.timers.pop_due(self.now) {
@@ -302,6 +307,17 @@ impl CoreEnv {
 
     pub(crate) fn register_eventfd(&mut self, fd: std::os::fd::RawFd) -> io::Result<()> {
         self.ring.register_eventfd(fd)
+    }
+
+    /// Has the transport's device wake whoever waits for the eventfd. False when there is something to do first.
+    pub(crate) fn arm(&mut self) -> Result<bool, CoreError> {
+        if self.net(|transport, io| transport.arm(io)) == Polled::Something {
+            return Ok(false);
+        }
+        if self.ring.queued() > 0 {
+            self.ring.enter(0, None)?;
+        }
+        Ok(!self.ring.has_completions())
     }
 
     pub(crate) fn is_quiet(&mut self) -> bool {

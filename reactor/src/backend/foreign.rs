@@ -50,15 +50,12 @@ impl<S: Service> ForeignCore<S> {
     pub fn poll(&mut self, wait: Option<Duration>) -> Result<usize, CoreError> {
         if wait.is_none() {
             self.core.env.prepare();
-            if self.core.env.is_quiet() {
-                let due = self.core.env.next_due();
-                if due.is_none() {
-                    return Ok(0);
-                }
-                self.core.env.refresh_now();
-                if due.is_some_and(|due| due > self.core.env.now()) {
-                    return Ok(0);
-                }
+            // Somebody may wait for the eventfd next: the device of a transport must be told.
+            if self.core.env.is_quiet()
+                && !self.is_due()
+                && (self.eventfd.is_none() || self.core.env.arm()?)
+            {
+                return Ok(0);
             }
         }
         self.clear_eventfd();
@@ -107,6 +104,13 @@ impl<S: Service> ForeignCore<S> {
     /// Posts messages to the service from other threads.
     pub fn poster(&self) -> Poster {
         self.core.env.poster()
+    }
+
+    /// Whether a timer is due.
+    fn is_due(&mut self) -> bool {
+        let Some(due) = self.core.env.next_due() else { return false };
+        self.core.env.refresh_now();
+        due <= self.core.env.now()
     }
 
     fn clear_eventfd(&self) {

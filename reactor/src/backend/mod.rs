@@ -37,4 +37,4 @@ pub use self::launch::{
 pub use self::mesh::{OUTSIDE, Poster};
 pub use self::ring::Ring;
 pub use self::stats::{CoreStats, Counter, STALL_NS};
-pub use self::transport::{NoTransport, Transport, TransportIo};
+pub use self::transport::{NoTransport, Polled, Transport, TransportIo};

@@ -48,6 +48,25 @@ pub trait Transport {
     fn prepare(&mut self, io: &mut TransportIo<'_>);
     /// When `prepare` has to be called again even if nothing happens.
     fn deadline(&self) -> Option<Mono>;
+    /// Looks for what a device of the transport's own has completed, without a system call, and appends events. Called
+    /// in every turn and while the loop spins.
+    fn poll(&mut self, _io: &mut TransportIo<'_>) -> Polled {
+        Polled::Nothing
+    }
+    /// Called before the loop sleeps: from now on the device must wake the ring. `Something` when it has completed
+    /// something meanwhile: then the loop does not sleep.
+    fn arm(&mut self, _io: &mut TransportIo<'_>) -> Polled {
+        Polled::Nothing
+    }
+}
+
+/// What polling a transport's device came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Polled {
+    /// The device has completed nothing.
+    Nothing,
+    /// There are events, or `prepare` has something to do.
+    Something,
 }
 
 /// No network: for tools that use disks only. Every connection attempt breaks at once.

@@ -5,13 +5,16 @@
 //! in virtual time. Both must pass every scenario of `all()`; that is what makes a result of the
 //! simulator say something about production.
 //!
-//! Start reading at `World`; the scenarios are in `disk`, `net` and `core`.
+//! Start reading at `World`; the scenarios are in `disk`, `net` and `core`. `real` is the production backend as a world,
+//! with whichever transport.
 
 mod core;
 mod disk;
 mod net;
 mod probe;
+mod real;
 
+pub use self::real::{Disks, Host, Kind, LoopDevice, Real, run};
 use crate::env::Service;
 use std::net::SocketAddr;
 use wire::CoreId;

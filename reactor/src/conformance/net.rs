@@ -417,7 +417,7 @@ fn starved(world: &mut dyn World) -> Result<(), String> {
             },
         )
     });
-    receiver.arena_bytes = 512 * 1024;
+    receiver.arena_bytes = 1 << 20;
     world.start(vec![receiver, core(1, 0, &[], move || Stream::actor(into, FRAMES, |_| 131_072))])?;
     run_for(world, "frames", &log, FRAMES as usize)?;
     check(log.all().iter().all(|whole| *whole), "a frame was lost or damaged")
