@@ -257,6 +257,6 @@ fn place(frame: &mut Arrival, part: &Part, memory: Memory<'_>) -> Result<(Span, 
     if payload.is_arena() {
         return Ok((span(&payload.slice(part.offset, len)), None));
     }
-    let staging = memory.staging.alloc(memory.arena, len)?;
+    let staging = memory.staging.incoming(memory.arena, len)?;
     Ok((span(&staging), Some(staging)))
 }

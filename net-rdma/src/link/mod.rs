@@ -22,6 +22,7 @@ mod staging;
 #[cfg(test)]
 mod tests;
 
+use message::SMALL_PAYLOAD_BYTES;
 pub(crate) use message::{CREDITS_MAX, Descriptor, Kind};
 pub(crate) use message::{HEAD_BYTES, PART_BYTES};
 pub(crate) use staging::Staging;

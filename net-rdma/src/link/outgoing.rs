@@ -69,8 +69,8 @@ fn registered(payload: &IoBuf, memory: Memory<'_>) -> Result<IoBuf, NoBuffers> {
     if payload.is_arena() {
         return Ok(payload.clone());
     }
-    let copy = memory.staging.alloc(memory.arena, payload.len())?;
-    // SAFETY: the buffer was nobody's until now: the arena's, or set aside and unused.
+    let copy = memory.staging.outgoing(memory.arena, payload.len())?;
+    // SAFETY: the buffer was nobody's until now, and is as long as the payload.
     unsafe { std::ptr::copy_nonoverlapping(payload.as_slice().as_ptr(), copy.as_ptr(), payload.len()) };
     Ok(copy)
 }
