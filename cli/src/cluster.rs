@@ -9,7 +9,7 @@ use crate::error::CliError;
 use client::{AdminDone, AdminError, ImageHandle, IoDone, Op, OpenMode, Options, SubmitError};
 use control::admin::change::{self, PoolChange};
 use control::admin::{self, Keys, PoolSpec, nodes};
-use drystone::Client;
+use drystone::{Client, Hosting};
 use placement::{DrainScope, Image, Pool, ScrubDepth, Settings, key};
 use serde::de::DeserializeOwned;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -68,7 +68,12 @@ pub struct OpenImage {
 impl Cluster {
     /// A client of the cluster that the global flags name. Connecting happens with the first request.
     pub fn connect(global: &Global) -> Result<Self, CliError> {
-        Self::at(&addresses(global.cluster.as_deref().ok_or(CliError::NoCluster)?)?)
+        let addresses = addresses(global.cluster.as_deref().ok_or(CliError::NoCluster)?)?;
+        let mut hosting = Hosting::default();
+        if let Some(transport) = global.transport {
+            hosting.transport = transport;
+        }
+        Self::hosted(&addresses, Options::default(), hosting)
     }
 
     /// A client of the cluster with these control addresses.
@@ -78,7 +83,12 @@ impl Cluster {
 
     /// As `at`, with other options.
     pub fn with_options(addresses: &[SocketAddr], options: Options) -> Result<Self, CliError> {
-        let client = Client::new(addresses, options).map_err(|error| CliError::Client(error.to_string()))?;
+        Self::hosted(addresses, options, Hosting::default())
+    }
+
+    fn hosted(addresses: &[SocketAddr], options: Options, hosting: Hosting) -> Result<Self, CliError> {
+        let client = Client::hosted(addresses, options, hosting)
+            .map_err(|error| CliError::Client(error.to_string()))?;
         Ok(Self { client, watching: false })
     }
 

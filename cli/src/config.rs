@@ -6,6 +6,7 @@
 //! are refused: a misspelt key that is silently ignored is the worst kind of setting.
 
 use crate::units::ByteSize;
+use net_rdma::{Choice, ChoiceError};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -169,6 +170,15 @@ section! {
         #[example = "\"100MiB\""]
         #[default = "48MiB"]
         scrub_rate: ByteSize,
+        /// How data travels between this node, others and clients: `auto` takes RDMA where both ends reach each other
+        /// by it and TCP otherwise, `rdma` does not start without a device, `tcp` is TCP only.
+        #[example = "\"rdma\""]
+        #[default = "auto"]
+        transport: String,
+        /// The RDMA device.
+        #[example = "\"mlx5_0\""]
+        #[default = "the one that has the address of `data`, or else the first that works"]
+        rdma_device: String,
         /// Seconds after which a disk that ends none of its operations is given up: its slices leave their
         /// placement groups, which go on with other copies. Until then their writes wait. 2 to 600.
         #[example = "30"]
@@ -245,6 +255,10 @@ pub struct NodeConfig {
     pub meta_bytes: u64,
     /// Bytes per second for scrubs.
     pub scrub_rate: u64,
+    /// How data travels.
+    pub transport: Choice,
+    /// The RDMA device, if said.
+    pub rdma_device: Option<String>,
     /// Seconds until a disk that hangs is given up.
     pub disk_timeout: u32,
 }
@@ -336,6 +350,13 @@ impl ConfigFile {
             buffer_bytes: node.buffer_bytes.unwrap_or(DEFAULT_BUFFER_BYTES).0,
             meta_bytes: node.meta_bytes.unwrap_or(DEFAULT_META_BYTES).0,
             scrub_rate: node.scrub_rate.unwrap_or(DEFAULT_SCRUB_RATE).0,
+            transport: match node.transport {
+                Some(name) => {
+                    name.parse().map_err(|error: ChoiceError| bad("node.transport", format!("is {error}")))?
+                }
+                None => Choice::Auto,
+            },
+            rdma_device: node.rdma_device,
             disk_timeout: node.disk_timeout.unwrap_or(engine::DISK_TIMEOUT_S),
         };
         config.check()?;

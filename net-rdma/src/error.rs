@@ -6,6 +6,9 @@ use thiserror::Error;
 /// Why RDMA cannot be used.
 #[derive(Debug, Error)]
 pub enum RdmaError {
+    /// This program was built without RDMA.
+    #[error("this program was built without RDMA (cargo feature rdma)")]
+    NotBuilt,
     /// The machine has none, or its driver is not loaded.
     #[error("no RDMA device")]
     NoDevice,

@@ -8,6 +8,7 @@
 //!
 //! This room may know `wire` and `reactor`. Start reading at `negotiate`, then `link`.
 
+mod choice;
 #[cfg(feature = "rdma")]
 mod completion;
 #[cfg(feature = "rdma")]
@@ -28,6 +29,7 @@ mod queue_pair;
 #[cfg(feature = "rdma")]
 mod transport;
 
+pub use choice::{Choice, ChoiceError, MakeTcp, Plan, TRANSPORT_VARIABLE};
 #[cfg(feature = "rdma")]
 pub use device::{Device, DeviceOptions, Limits};
 pub use error::RdmaError;

@@ -20,12 +20,13 @@ struct Options {
     cluster: *mut c_char,
     image: *mut c_char,
     full: *mut c_char,
+    transport: *mut c_char,
     /// Ours: null until `init`, and again after `cleanup`. fio zeroes the block when it makes it.
     job: *mut Job,
 }
 
 #[repr(transparent)]
-struct OptionTable([OptionEntry; 4]);
+struct OptionTable([OptionEntry; 5]);
 
 // SAFETY: the table is never written to, and all its pointers lead to constants.
 unsafe impl Sync for OptionTable {}
@@ -48,6 +49,12 @@ static OPTIONS: OptionTable = OptionTable([
         c"Drystone full",
         c"What a write does when there is no space: fail (error, the default) or wait until there is (wait)",
         offset_of!(Options, full),
+    ),
+    OptionEntry::string(
+        c"transport",
+        c"Drystone transport",
+        c"How nodes are reached: auto (the default, or what DRYSTONE_TRANSPORT says), rdma or tcp",
+        offset_of!(Options, transport),
     ),
     OptionEntry::END,
 ]);
@@ -146,8 +153,12 @@ unsafe fn start_of<'a>(td: *mut ThreadData) -> Result<Start<'a>, String> {
             "wait" => OnNoSpace::Wait,
             other => return Err(format!("--full must be error or wait, not {other}")),
         };
+        let transport = match (*options).transport {
+            none if none.is_null() => None,
+            name => Some(text("transport", name)?.parse().map_err(|error| format!("--transport: {error}"))?),
+        };
         let (cluster, image) = (text("cluster", (*options).cluster)?, text("image", (*options).image)?);
-        Ok(Start { cluster, image, on_no_space })
+        Ok(Start { cluster, image, on_no_space, transport })
     }
 }
 

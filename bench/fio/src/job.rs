@@ -1,8 +1,8 @@
 //! One fio job: a client with one open image, and the operations under way.
 
 use drystone::{
-    AdminDone, AdminError, Client, CoreError, ImageHandle, IoBuf, IoDone, IoError, OnNoSpace, Op, OpenMode,
-    Options, SubmitError,
+    AdminDone, AdminError, Client, CoreError, Hosting, ImageHandle, IoBuf, IoDone, IoError, OnNoSpace, Op,
+    OpenMode, Options, SubmitError, TransportChoice,
 };
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -20,6 +20,8 @@ pub struct Start<'a> {
     pub image: &'a str,
     /// What a write does when there is no space.
     pub on_no_space: OnNoSpace,
+    /// RDMA, TCP or whichever works.
+    pub transport: Option<TransportChoice>,
 }
 
 /// Why something failed.
@@ -112,7 +114,12 @@ impl Job {
     /// Connects and opens the image, in the thread that will use it.
     pub fn start(start: &Start<'_>) -> Result<Self, JobError> {
         let options = Options { on_no_space: start.on_no_space, ..Options::default() };
-        let mut client = Client::new(&addresses(start.cluster)?, options).map_err(JobError::Client)?;
+        let mut hosting = Hosting::default();
+        if let Some(transport) = start.transport {
+            hosting.transport = transport;
+        }
+        let mut client =
+            Client::hosted(&addresses(start.cluster)?, options, hosting).map_err(JobError::Client)?;
         let ticket = client.open(start.image, OpenMode::ReadWrite);
         loop {
             match client.next_admin() {

@@ -39,6 +39,9 @@ pub struct Global {
     /// Control address of any node, or several separated by commas
     #[arg(long, env = "DRYSTONE_CLUSTER", value_name = "HOST:PORT[,…]", global = true)]
     pub cluster: Option<String>,
+    /// How nodes are reached: auto, rdma or tcp. For `drystone node`: how it is reached [node.transport]
+    #[arg(long, env = "DRYSTONE_TRANSPORT", value_name = "NAME", global = true)]
+    pub transport: Option<net_rdma::Choice>,
     /// Print data as JSON
     #[arg(long, global = true)]
     pub json: bool,

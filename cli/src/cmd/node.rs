@@ -75,6 +75,9 @@ pub struct NodeArgs {
     /// Bytes per second that scrubs may read [node.scrub_rate]
     #[arg(long, value_name = "SIZE")]
     pub scrub_rate: Option<ByteSize>,
+    /// The RDMA device [node.rdma_device]
+    #[arg(long, value_name = "NAME")]
+    pub rdma_device: Option<String>,
     /// Seconds after which a disk that hangs is given up [node.disk_timeout]
     #[arg(long, value_name = "SECONDS")]
     pub disk_timeout: Option<u32>,
@@ -106,7 +109,7 @@ fn cpu_list(text: &str) -> Result<Cpus, String> {
 
 impl NodeArgs {
     /// The flags in the form of a file.
-    fn as_file(&self) -> ConfigFile {
+    fn as_file(&self, transport: Option<net_rdma::Choice>) -> ConfigFile {
         ConfigFile {
             cluster: ClusterSection {
                 id: self.cluster_id,
@@ -126,6 +129,8 @@ impl NodeArgs {
                 buffer_bytes: self.buffer_bytes,
                 meta_bytes: self.meta_bytes,
                 scrub_rate: self.scrub_rate,
+                transport: transport.map(|choice| choice.to_string()),
+                rdma_device: self.rdma_device.clone(),
                 disk_timeout: self.disk_timeout,
             },
         }
@@ -151,7 +156,7 @@ pub fn run(global: &Global, args: NodeArgs) -> Result<(), CliError> {
         Some(path) => ConfigFile::read(path)?,
         None => ConfigFile::default(),
     };
-    let flags = args.as_file();
+    let flags = args.as_file(global.transport);
     file.cluster.merge(flags.cluster);
     file.node.merge(flags.node);
     node::run(&file.resolve()?, args.port_file.as_deref())

@@ -9,11 +9,12 @@ use control::{ControlConfig, ControlCore, ControlStatus, MetaRegion, Voter};
 use engine::metrics::CoreMetrics;
 use engine::{DataCore, Planted};
 use engine::{DataCoreConfig, SliceConfig};
+use net_rdma::Plan;
 use net_tcp::TcpTransport;
 use placement::{Disk, Slice};
 use prometheus::Registry;
 use reactor::DiskIndex;
-use reactor::backend::{CoreOptions, CorePlan, CoreStats, Cpu, DiskFile, allowed_cpus};
+use reactor::backend::{CoreOptions, CorePlan, CoreStats, Cpu, DiskFile, Transport, allowed_cpus};
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -40,6 +41,7 @@ pub struct Assembled {
 /// Opens and checks everything that a node needs and plans its cores.
 pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     let failed = |why: String| CliError::Node { node: config.id, why };
+    network(config).check().map_err(|error| failed(error.to_string()))?;
     let (disks, problems) = open_disks(config)?;
     let meta = meta_file(config)?;
 
@@ -142,13 +144,27 @@ fn data_core(
         disk_timeout_s: config.disk_timeout,
         planted: Planted::default(),
     };
+    let network = network(config);
     CorePlan {
         core,
         cpu,
         options,
-        transport: Box::new(TcpTransport::boxed),
+        transport: Box::new(move || data_transport(&network)),
         service: Box::new(move || Box::new(DataCore::new(service))),
     }
+}
+
+/// How this node's data travels.
+fn network(config: &NodeConfig) -> Plan {
+    Plan { choice: config.transport, device: config.rdma_device.clone(), address: Some(config.data.ip()) }
+}
+
+/// A data core's transport. That the device is there was checked when the node started.
+fn data_transport(plan: &Plan) -> Box<dyn Transport> {
+    plan.transport(TcpTransport::boxed, TcpTransport::beneath).unwrap_or_else(|error| {
+        tracing::error!(%error, "RDMA cannot be used; this core uses TCP");
+        TcpTransport::boxed()
+    })
 }
 
 fn control_config(

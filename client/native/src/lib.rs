@@ -16,6 +16,7 @@ pub use client::{
     AdminDone, AdminError, AdminTicket, Counters, IMAGES_MAX, ImageHandle, ImageInfo, IoDone, IoError,
     MAX_IO_BYTES, OPS_MAX, OnNoSpace, Op, OpenMode, Options, SubmitError, Ticket,
 };
+pub use net_rdma::{Choice as TransportChoice, ChoiceError as TransportChoiceError};
 pub use nonblocking::{Client, Hosting};
 pub use reactor::IoBuf;
 pub use reactor::backend::CoreError;

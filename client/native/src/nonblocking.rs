@@ -4,6 +4,7 @@ use client::{
     AdminDone, AdminTicket, ClientCore, Counters, ImageHandle, ImageInfo, IoDone, Op, OpenMode, Options,
     SubmitError, Ticket,
 };
+use net_rdma::{Choice, Plan};
 use net_tcp::TcpTransport;
 use reactor::Mono;
 use reactor::backend::{CoreError, CoreOptions, ForeignCore, Poster};
@@ -20,6 +21,9 @@ pub struct Hosting {
     pub movable: bool,
     /// How long a waiting `poll` spins before it sleeps; zero never spins.
     pub spin: Duration,
+    /// RDMA, TCP or whichever works. The default is what the environment variable `DRYSTONE_TRANSPORT` says, or
+    /// whichever works.
+    pub transport: Choice,
     /// Memory for what does not arrive in the caller's own: replies to reads into heap buffers, and small
     /// pieces. Taken when first used.
     pub arena_bytes: usize,
@@ -28,7 +32,12 @@ pub struct Hosting {
 impl Default for Hosting {
     fn default() -> Self {
         let core = CoreOptions::default();
-        Self { movable: core.movable, spin: core.spin, arena_bytes: 32 << 20 }
+        Self {
+            movable: core.movable,
+            spin: core.spin,
+            transport: Choice::from_environment(),
+            arena_bytes: 32 << 20,
+        }
     }
 }
 
@@ -58,7 +67,11 @@ impl Client {
             ..CoreOptions::default()
         };
         let service = ClientCore::new(addresses.to_vec(), options);
-        Ok(Self { core: ForeignCore::new(core, TcpTransport::boxed(), service)? })
+        let plan = Plan { choice: hosting.transport, ..Plan::default() };
+        let transport = plan
+            .transport(TcpTransport::boxed, TcpTransport::beneath)
+            .map_err(|error| CoreError::Transport(Box::new(error)))?;
+        Ok(Self { core: ForeignCore::new(core, transport, service)? })
     }
 
     /// One turn: sends what is queued and takes what has come. `None` never sleeps; `Some(wait)` sleeps

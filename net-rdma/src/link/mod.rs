@@ -22,9 +22,11 @@ mod staging;
 #[cfg(test)]
 mod tests;
 
+#[cfg(any(test, feature = "rdma"))]
+pub(crate) use message::HEAD_BYTES;
+pub(crate) use message::PART_BYTES;
 use message::SMALL_PAYLOAD_BYTES;
 pub(crate) use message::{CREDITS_MAX, Descriptor, Kind};
-pub(crate) use message::{HEAD_BYTES, PART_BYTES};
 pub(crate) use staging::Staging;
 
 use incoming::Incoming;

@@ -67,6 +67,9 @@ pub enum CoreError {
     /// No memory for the arena.
     #[error("no memory for {0} bytes of buffers")]
     Arena(usize),
+    /// The network that was asked for cannot be had.
+    #[error("{0}")]
+    Transport(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// No randomness from the kernel.
     #[error("no random seed: {0}")]
     Seed(getrandom::Error),
