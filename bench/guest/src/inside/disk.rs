@@ -1,0 +1,66 @@
+//! Tests of `drystone disk` on NVMe drives.
+
+use super::Context;
+use super::cluster::{check, prepare};
+use super::nvme::Nvme;
+use super::system::{Mount, tool, utf8};
+use crate::error::{GuestError, demand};
+use crate::program;
+use std::path::Path;
+use std::process::Command;
+
+/// What fio writes and verifies: enough to reuse its queue many times.
+const FIO_BYTES: &str = "16M";
+
+pub fn a_whole_drive_is_prepared_and_checked(context: &Context) -> Result<(), GuestError> {
+    prepared_and_checked(context, &Nvme::with_serial("blank")?.path())
+}
+
+pub fn a_partition_is_prepared_and_checked(context: &Context) -> Result<(), GuestError> {
+    for serial in ["parts", "large"] {
+        prepared_and_checked(context, &Nvme::with_serial(serial)?.partition(1)?)?;
+    }
+    Ok(())
+}
+
+/// Preparing works once and changes nothing the second time; the check finds nothing.
+fn prepared_and_checked(context: &Context, disk: &Path) -> Result<(), GuestError> {
+    let drystone = &context.manifest.drystone;
+    let first = prepare(drystone, disk)?;
+    demand(first.contains(": prepared"), || first.clone())?;
+    let again = prepare(drystone, disk)?;
+    demand(again.contains("nothing changed"), || again.clone())?;
+    let info = program::run(Command::new(drystone).args(["disk", "info", utf8(disk)?]))?;
+    demand(info.contains("node     none yet"), || info.clone())?;
+    check(drystone, disk, true).map(|_| ())
+}
+
+pub fn a_drive_in_use_is_refused(context: &Context) -> Result<(), GuestError> {
+    let partition = Nvme::with_serial("parts")?.partition(4)?;
+    let _mount = Mount::fresh(&partition, Path::new("/run/in-use"))?;
+    match prepare(&context.manifest.drystone, &partition) {
+        Err(GuestError::Program { said, .. }) if said.contains("is in use by another process") => Ok(()),
+        Err(error) => Err(error),
+        Ok(said) => Err(GuestError::Demand(format!("a mounted partition was prepared: {said}"))),
+    }
+}
+
+pub fn fio_verifies_what_it_wrote(_: &Context) -> Result<(), GuestError> {
+    let partition = Nvme::with_serial("parts")?.partition(4)?;
+    tool(
+        "fio",
+        &[
+            "--name=verify",
+            "--ioengine=io_uring",
+            "--direct=1",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--iodepth=16",
+            &format!("--size={FIO_BYTES}"),
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            &format!("--filename={}", utf8(&partition)?),
+        ],
+    )
+    .map(|_| ())
+}
