@@ -1,6 +1,6 @@
 //! A running guest: virtme-ng starts QEMU, QEMU writes its process number to a file, and by that it is killed.
 
-use crate::drives::Drive;
+use crate::drives::{self, Drive};
 use crate::error::GuestError;
 use crate::prepare::Tools;
 use cli::children::wait_for_end;
@@ -16,8 +16,9 @@ use std::time::Duration;
 /// Processors and memory.
 const CPUS: &str = "2";
 const MEMORY: &str = "3G";
-/// On the kernel's command line: NVMe drives get a queue for polling, and a panic ends the machine.
-const KERNEL_OPTIONS: &str = "nvme.poll_queues=1 panic=-1";
+/// On the kernel's command line: NVMe drives get a queue for polling and are seen as they are (QEMU's claim to have
+/// several paths, and what stands above those hides atomic writes), and a panic ends the machine.
+const KERNEL_OPTIONS: &str = "nvme.poll_queues=1 nvme_core.multipath=N panic=-1";
 /// How long a killed or stopped virtme-ng may take to end.
 const END_LIMIT: Duration = Duration::from_secs(20);
 
@@ -110,11 +111,7 @@ fn command(plan: &BootPlan<'_>, pid_file: &Path) -> Command {
     path.push(std::env::var_os("PATH").unwrap_or_default());
     // The machine's administration programs are found in the guest, too.
     path.push(":/usr/sbin:/sbin");
-    let mut options = format!("-no-reboot -pidfile {}", pid_file.display());
-    for drive in plan.drives {
-        options.push(' ');
-        options.push_str(&drive.options());
-    }
+    let options = format!("-no-reboot -pidfile {} {}", pid_file.display(), drives::options(plan.drives));
     let mut command = Command::new("python3");
     command
         .arg(bin.join("vng"))

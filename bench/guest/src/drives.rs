@@ -1,9 +1,11 @@
-//! The guest's NVMe drives: image files, and how QEMU presents them.
+//! The guest's drives: image files, and how QEMU presents them.
 //!
-//! What a drive loses when QEMU is killed depends on its image. A raw file loses nothing that QEMU has handed to the
-//! kernel. A qcow2 overlay maps its clusters in tables that QEMU keeps in memory until the guest flushes: killed
-//! before that, the drive reads as it did before the write. That is a volatile write cache, as far as first writes
-//! of a cluster go, and every boot of the power-cut test begins with a fresh overlay, where all writes are such.
+//! What a drive loses when QEMU is killed depends on both. What QEMU has handed to the machine's kernel survives, so a
+//! raw image loses nothing. A qcow2 overlay maps its clusters in tables that QEMU keeps in memory until the guest
+//! flushes: killed before that, the drive reads as it did before the write. That is a volatile write cache, as far as
+//! first writes of a cluster go, and every boot of the power-cut tests begins with a fresh overlay, where all writes
+//! are such. QEMU's NVMe drive (10.0) takes no notice of FUA, its SCSI disk does: a drive whose cache is volatile is
+//! therefore a SCSI disk there, and NVMe is tested with write-through, where every write is flushed by QEMU.
 
 use crate::error::GuestError;
 use crate::program;
@@ -21,7 +23,25 @@ const MAP_CACHE_BYTES: u64 = 16 << 20;
 /// Partitions that the simplest partition table holds.
 const PARTITIONS_MAX: usize = 4;
 
-/// How a drive keeps what it was given.
+/// How the guest reaches a drive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bus {
+    /// Its own controller on PCI.
+    Nvme,
+    /// A disk of the one virtio-scsi controller.
+    Scsi,
+}
+
+/// What a drive does with a write before it says that it is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cache {
+    /// Keeps it in memory until it is told to flush.
+    Volatile,
+    /// Makes it durable.
+    WriteThrough,
+}
+
+/// How an image is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Format {
     Raw,
@@ -33,6 +53,10 @@ enum Format {
 pub struct DrivePlan {
     /// Its serial number: the guest finds it by that.
     pub serial: &'static str,
+    /// How it is reached.
+    pub bus: Bus,
+    /// What it does with writes.
+    pub cache: Cache,
     /// Logical block size.
     pub sector_bytes: u64,
     /// It says that writes of 4 KiB are never torn.
@@ -85,26 +109,50 @@ impl Drive {
         Ok(())
     }
 
-    /// QEMU's options for it. The page cache of the machine stays out of it: a write ends when the file has it.
-    pub fn options(&self) -> String {
-        let DrivePlan { serial, sector_bytes, atomic_4k, .. } = self.plan;
+    /// Whether a power cut takes what was not flushed.
+    pub fn is_volatile(&self) -> bool {
+        self.plan.cache == Cache::Volatile && self.format == Format::Qcow2
+    }
+
+    /// QEMU's options for it. The machine's page cache stays out of it: a write ends when the file has it.
+    fn options(&self) -> String {
+        let DrivePlan { serial, bus, cache, sector_bytes, atomic_4k, .. } = self.plan;
         let format = match self.format {
             Format::Raw => "format=raw".to_owned(),
             Format::Qcow2 => format!("format=qcow2,l2-cache-size={MAP_CACHE_BYTES},cache-clean-interval=0"),
         };
+        let cache = match cache {
+            Cache::Volatile => "none",
+            Cache::WriteThrough => "directsync",
+        };
         // Counted from zero: a unit of n blocks is given as n - 1.
         let unit = CLUSTER_BYTES / sector_bytes - 1;
-        let atomic = if atomic_4k && unit > 0 {
-            format!(",atomic.awun={unit},atomic.awupf={unit}")
-        } else {
-            String::new()
+        let device = match bus {
+            Bus::Nvme if atomic_4k && unit > 0 => {
+                format!("nvme,id=c-{serial},atomic.awun={unit},atomic.awupf={unit}")
+            }
+            Bus::Nvme => format!("nvme,id=c-{serial}"),
+            Bus::Scsi => "scsi-hd,bus=scsi.0,dpofua=on".to_owned(),
         };
         format!(
-            "-drive file={},if=none,id=d-{serial},cache=none,{format} -device nvme,id=c-{serial},serial={serial},\
-             drive=d-{serial},logical_block_size={sector_bytes},physical_block_size={sector_bytes}{atomic}",
+            "-drive file={},if=none,id=d-{serial},cache={cache},{format} -device {device},serial={serial},\
+             drive=d-{serial},logical_block_size={sector_bytes},physical_block_size={sector_bytes}",
             self.image.display()
         )
     }
+}
+
+/// QEMU's options for all drives.
+pub fn options(drives: &[Drive]) -> String {
+    let mut all = String::new();
+    if drives.iter().any(|drive| drive.plan.bus == Bus::Scsi) {
+        all.push_str("-device virtio-scsi-pci,id=scsi");
+    }
+    for drive in drives {
+        all.push(' ');
+        all.push_str(&drive.options());
+    }
+    all
 }
 
 /// A master boot record: the oldest partition table, which needs no program to be made.

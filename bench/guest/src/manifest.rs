@@ -47,6 +47,8 @@ pub struct Manifest {
     pub drystone: PathBuf,
     /// Test programs.
     pub test_programs: Vec<TestProgram>,
+    /// Whether drives lose on a power cut what was not flushed.
+    pub volatile: bool,
     /// Cuts before this boot.
     pub cuts: u32,
     /// The tests to run, in order.

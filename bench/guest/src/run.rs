@@ -3,7 +3,7 @@
 //! The host knows which tests there are. Each of them must have said "ok": a guest that says nothing has failed.
 
 use crate::boot::{BootPlan, Guest};
-use crate::drives::{Drive, DrivePlan};
+use crate::drives::{Bus, Cache, Drive, DrivePlan};
 use crate::error::GuestError;
 use crate::follow::Lines;
 use crate::inside;
@@ -24,34 +24,50 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a guest may take to switch off.
 const OFF_LIMIT: Duration = Duration::from_secs(60);
-/// Power cuts, and the acknowledged writes after which each happens: while the first log is written, and later.
-const CUTS: [u64; 2] = [250, 700];
-
 /// Sizes of partitions.
 const NODE_DISK: u64 = 512 << 20;
 const NODE_FILES: u64 = 512 << 20;
 
 /// Drives of the ordinary tests: without partitions, with them, and one with sectors of 4 KiB.
 const TEST_DRIVES: [DrivePlan; 3] = [
-    DrivePlan { serial: "blank", sector_bytes: 512, atomic_4k: false, partitions: &[], bytes: NODE_DISK },
+    DrivePlan { bytes: NODE_DISK, partitions: &[], ..PLAIN },
     DrivePlan {
         serial: "parts",
-        sector_bytes: 512,
         atomic_4k: true,
         partitions: &[NODE_DISK, NODE_DISK, NODE_DISK, NODE_FILES],
-        bytes: 0,
+        ..PLAIN
     },
-    DrivePlan { serial: "large", sector_bytes: 4096, atomic_4k: true, partitions: &[NODE_DISK], bytes: 0 },
+    DrivePlan { serial: "large", sector_bytes: 4096, atomic_4k: true, ..PLAIN },
 ];
 
-/// Drives of the power-cut test: one for each node, so that no node's flush covers another's write; one for the
-/// nodes' files; and one that nobody flushes.
-const CUT_DRIVES: [DrivePlan; 5] =
-    [cut_drive("cut1"), cut_drive("cut2"), cut_drive("cut3"), cut_drive("files"), cut_drive("lossy")];
+const PLAIN: DrivePlan = DrivePlan {
+    serial: "blank",
+    bus: Bus::Nvme,
+    cache: Cache::Volatile,
+    sector_bytes: 512,
+    atomic_4k: false,
+    partitions: &[NODE_DISK],
+    bytes: 0,
+};
 
-const fn cut_drive(serial: &'static str) -> DrivePlan {
-    DrivePlan { serial, sector_bytes: 512, atomic_4k: false, partitions: &[NODE_DISK], bytes: 0 }
+/// Cuts of the power of one cluster.
+struct CutPlan {
+    /// What its boots are called after.
+    name: &'static str,
+    bus: Bus,
+    cache: Cache,
+    /// The acknowledged writes after which each cut happens.
+    after: &'static [u64],
 }
+
+const CUT_PLANS: [CutPlan; 2] = [
+    CutPlan { name: "volatile", bus: Bus::Scsi, cache: Cache::Volatile, after: &[250, 700] },
+    CutPlan { name: "nvme", bus: Bus::Nvme, cache: Cache::WriteThrough, after: &[400] },
+];
+
+/// Drives of the power-cut tests: one for each node, so that no node's flush covers another's write; one for the
+/// nodes' files; and one that is written beside all flushes.
+const CUT_SERIALS: [&str; 5] = ["cut1", "cut2", "cut3", "files", "lossy"];
 
 /// A run.
 pub struct Run<'a> {
@@ -110,10 +126,12 @@ impl<'a> Run<'a> {
             let drives = make(&TEST_DRIVES, &self.dir)?;
             self.orderly(&Boot { name: "tests".into(), drives: &drives, cuts: 0, tests: ordinary })?;
         }
-        if with_cuts {
-            self.power_cuts()?;
+        for plan in CUT_PLANS.iter().filter(|_| with_cuts) {
+            self.power_cuts(plan)?;
         }
-        self.remove_images();
+        if self.failed.is_empty() {
+            remove_images(&self.dir);
+        }
         let seconds = watch.elapsed().as_secs();
         output::line(&format!("guest: {seconds} s; logs in {}", self.dir.display()))?;
         for name in &self.failed {
@@ -142,24 +160,29 @@ impl<'a> Run<'a> {
     }
 
     /// Every boot but the last ends when enough writes are acknowledged; the next one looks for them.
-    fn power_cuts(&mut self) -> Result<(), GuestError> {
-        let mut drives = make(&CUT_DRIVES, &self.dir)?;
+    fn power_cuts(&mut self, plan: &CutPlan) -> Result<(), GuestError> {
+        let dir = self.dir.join(plan.name);
+        std::fs::create_dir_all(&dir).map_err(GuestError::io(format!("make {}", dir.display())))?;
+        let drive = |serial: &&'static str| DrivePlan { serial, bus: plan.bus, cache: plan.cache, ..PLAIN };
+        let mut drives = make(&CUT_SERIALS.iter().map(drive).collect::<Vec<_>>(), &dir)?;
         let mut acked = Vec::new();
-        for (cuts, writes) in CUTS.iter().enumerate() {
-            for drive in &mut drives {
-                drive.lay_over(&self.dir, cuts)?;
-            }
+        for (cuts, writes) in plan.after.iter().enumerate() {
+            lay_over(&mut drives, &dir, cuts)?;
             let tests = self.tests_of(if cuts == 0 { Phase::FirstCut } else { Phase::Cut }, None);
-            let boot = Boot { name: format!("cut{}", cuts + 1), drives: &drives, cuts: cuts as u32, tests };
-            acked = self.cut(&boot, acked, *writes)?;
+            let name = format!("{}/cut{}", plan.name, cuts + 1);
+            acked = self.cut(&Boot { name, drives: &drives, cuts: cuts as u32, tests }, acked, *writes)?;
         }
-        for drive in &mut drives {
-            drive.lay_over(&self.dir, CUTS.len())?;
-        }
+        let cuts = plan.after.len();
+        lay_over(&mut drives, &dir, cuts)?;
         let tests = self.tests_of(Phase::AfterCut, None);
-        let boot = Boot { name: "after".into(), drives: &drives, cuts: CUTS.len() as u32, tests };
+        let name = format!("{}/after", plan.name);
+        let boot = Boot { name, drives: &drives, cuts: cuts as u32, tests };
         write_acked(&self.share(&boot)?, &acked)?;
-        self.orderly(&boot)
+        self.orderly(&boot)?;
+        if self.failed.is_empty() {
+            remove_images(&dir);
+        }
+        Ok(())
     }
 
     /// Boots, waits for so many acknowledged writes more than there were, and cuts the power. Returns the list of
@@ -180,7 +203,7 @@ impl<'a> Run<'a> {
         self.account(boot, &said);
         let acked = std::fs::read(&file).map_err(GuestError::io(format!("read {}", file.display())))?;
         let count = Ack::decode_all(&acked).len();
-        output::line(&format!("guest: the power was cut; {count} writes had been acknowledged in all"))?;
+        eprintln!("guest: the power is off; {count} writes have been acknowledged in all");
         Ok(acked)
     }
 
@@ -193,7 +216,9 @@ impl<'a> Run<'a> {
     fn boot(&self, boot: &Boot<'_>) -> Result<Guest, GuestError> {
         let share = self.share(boot)?;
         let (drystone, test_programs) = (self.drystone.clone(), self.test_programs.clone());
-        Manifest { drystone, test_programs, cuts: boot.cuts, tests: boot.tests.clone() }.write(&share)?;
+        let volatile = boot.drives.iter().any(Drive::is_volatile);
+        Manifest { drystone, test_programs, volatile, cuts: boot.cuts, tests: boot.tests.clone() }
+            .write(&share)?;
         let own = std::env::current_exe().map_err(GuestError::io("find this program"))?;
         let program = Some(vec![own.into(), "inside".into(), share.clone().into()]);
         eprintln!("guest: boot '{}'", boot.name);
@@ -244,16 +269,20 @@ impl<'a> Run<'a> {
             }
         }
     }
+}
 
-    /// Images are large and hold nothing that the guest's log does not say.
-    fn remove_images(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
-        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            if path.extension().is_some_and(|kind| kind == "raw" || kind == "qcow2") {
-                let _ = std::fs::remove_file(path);
-            }
+/// Images are large; those of a failure may explain it.
+fn remove_images(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if path.extension().is_some_and(|kind| kind == "raw" || kind == "qcow2") {
+            let _ = std::fs::remove_file(path);
         }
     }
+}
+
+fn lay_over(drives: &mut [Drive], dir: &Path, number: usize) -> Result<(), GuestError> {
+    drives.iter_mut().try_for_each(|drive| drive.lay_over(dir, number))
 }
 
 /// Hands the next boot the list of acknowledged writes.

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::cluster::{check, prepare};
-use super::nvme::Nvme;
+use super::drive::Drive;
 use super::system::{Mount, tool, utf8};
 use crate::error::{GuestError, demand};
 use crate::program;
@@ -13,12 +13,12 @@ use std::process::Command;
 const FIO_BYTES: &str = "16M";
 
 pub fn a_whole_drive_is_prepared_and_checked(context: &Context) -> Result<(), GuestError> {
-    prepared_and_checked(context, &Nvme::with_serial("blank")?.path())
+    prepared_and_checked(context, &Drive::with_serial("blank")?.path())
 }
 
 pub fn a_partition_is_prepared_and_checked(context: &Context) -> Result<(), GuestError> {
     for serial in ["parts", "large"] {
-        prepared_and_checked(context, &Nvme::with_serial(serial)?.partition(1)?)?;
+        prepared_and_checked(context, &Drive::with_serial(serial)?.partition(1)?)?;
     }
     Ok(())
 }
@@ -36,7 +36,7 @@ fn prepared_and_checked(context: &Context, disk: &Path) -> Result<(), GuestError
 }
 
 pub fn a_drive_in_use_is_refused(context: &Context) -> Result<(), GuestError> {
-    let partition = Nvme::with_serial("parts")?.partition(4)?;
+    let partition = Drive::with_serial("parts")?.partition(4)?;
     let _mount = Mount::fresh(&partition, Path::new("/run/in-use"))?;
     match prepare(&context.manifest.drystone, &partition) {
         Err(GuestError::Program { said, .. }) if said.contains("is in use by another process") => Ok(()),
@@ -46,7 +46,7 @@ pub fn a_drive_in_use_is_refused(context: &Context) -> Result<(), GuestError> {
 }
 
 pub fn fio_verifies_what_it_wrote(_: &Context) -> Result<(), GuestError> {
-    let partition = Nvme::with_serial("parts")?.partition(4)?;
+    let partition = Drive::with_serial("parts")?.partition(4)?;
     tool(
         "fio",
         &[

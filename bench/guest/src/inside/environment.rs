@@ -1,6 +1,6 @@
 //! Tests of the guest itself: what the others rely on is there.
 
-use super::nvme::Nvme;
+use super::drive::Drive;
 use super::system::module;
 use super::{Context, rdma};
 use crate::error::{GuestError, demand};
@@ -19,7 +19,7 @@ pub fn nvme_drives_are_as_ordered(_: &Context) -> Result<(), GuestError> {
     for (serial, sector, atomic) in
         [("blank", "512", "512"), ("parts", "512", "4096"), ("large", "4096", "4096")]
     {
-        let drive = Nvme::with_serial(serial)?;
+        let drive = Drive::with_serial(serial)?;
         for (attribute, wanted) in [
             ("logical_block_size", sector),
             ("atomic_write_unit_max_bytes", atomic),

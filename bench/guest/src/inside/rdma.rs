@@ -20,6 +20,7 @@ pub struct Rxe {
     /// Its name.
     pub name: &'static str,
     /// The IP address behind its GID.
+    #[allow(dead_code, reason = "what a test of a transport over this device connects to")]
     pub address: &'static str,
     /// Index of its GID of RoCE v2 for that address.
     pub gid_index: u32,

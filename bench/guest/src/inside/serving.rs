@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::cluster::{IMAGE, Nodes, POOL};
-use super::nvme::Nvme;
+use super::drive::Drive;
 use super::pattern::{self, Rng};
 use super::system::{Mount, utf8};
 use crate::error::{GuestError, demand};
@@ -16,7 +16,7 @@ const WRITES: u64 = 150;
 
 /// Where nodes keep their own files in a boot.
 fn files(at: &Path) -> Result<Mount, GuestError> {
-    Mount::fresh(&Nvme::with_serial("parts")?.partition(4)?, at)
+    Mount::fresh(&Drive::with_serial("parts")?.partition(4)?, at)
 }
 
 /// A file with contents that no shift or zero leaves equal.
@@ -29,7 +29,7 @@ fn write_pattern(path: &Path) -> Result<Vec<u8>, GuestError> {
 
 pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(), GuestError> {
     let files = files(Path::new("/run/serving"))?;
-    let parts = Nvme::with_serial("parts")?;
+    let parts = Drive::with_serial("parts")?;
     let disks = (1..=3).map(|number| Ok(vec![parts.partition(number)?]));
     let disks = disks.collect::<Result<Vec<_>, GuestError>>()?;
     let nodes = Nodes::start(context, files.path(), &disks)?;
@@ -49,7 +49,7 @@ pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(
 /// The third node has two disks; the drive of one is pulled while a client writes.
 pub fn a_drive_is_pulled_and_its_node_lives_on(context: &Context) -> Result<(), GuestError> {
     let files = files(Path::new("/run/pulled"))?;
-    let (parts, pulled) = (Nvme::with_serial("parts")?, Nvme::with_serial("large")?);
+    let (parts, pulled) = (Drive::with_serial("parts")?, Drive::with_serial("large")?);
     let lost = pulled.partition(1)?;
     let disks =
         vec![vec![parts.partition(1)?], vec![parts.partition(2)?], vec![parts.partition(3)?, lost.clone()]];
