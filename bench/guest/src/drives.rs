@@ -20,6 +20,8 @@ const ALIGN_BYTES: u64 = 1 << 20;
 const CLUSTER_BYTES: u64 = wire::BLOCK_BYTES as u64;
 /// QEMU's cache of an overlay's mapping: all of it, or entries would be written to make room.
 const MAP_CACHE_BYTES: u64 = 16 << 20;
+/// Zones of a zoned drive.
+const ZONE_BYTES: u64 = 16 << 20;
 /// Partitions that the simplest partition table holds.
 const PARTITIONS_MAX: usize = 4;
 
@@ -61,6 +63,8 @@ pub struct DrivePlan {
     pub sector_bytes: u64,
     /// It says that writes of 4 KiB are never torn.
     pub atomic_4k: bool,
+    /// It must be written in order within zones (NVMe only).
+    pub zoned: bool,
     /// Bytes of each partition, at most `PARTITIONS_MAX`; none: a drive of `bytes` without a table.
     pub partitions: &'static [u64],
     /// Bytes of a drive without partitions.
@@ -116,7 +120,7 @@ impl Drive {
 
     /// QEMU's options for it. The machine's page cache stays out of it: a write ends when the file has it.
     fn options(&self) -> String {
-        let DrivePlan { serial, bus, cache, sector_bytes, atomic_4k, .. } = self.plan;
+        let DrivePlan { serial, bus, cache, sector_bytes, atomic_4k, zoned, .. } = self.plan;
         let format = match self.format {
             Format::Raw => "format=raw".to_owned(),
             Format::Qcow2 => format!("format=qcow2,l2-cache-size={MAP_CACHE_BYTES},cache-clean-interval=0"),
@@ -130,6 +134,15 @@ impl Drive {
         let device = match bus {
             Bus::Nvme if atomic_4k && unit > 0 => {
                 format!("nvme,id=c-{serial},atomic.awun={unit},atomic.awupf={unit}")
+            }
+            Bus::Nvme if zoned => {
+                // A controller and its namespace apart: zones belong to the latter.
+                return format!(
+                    "-drive file={},if=none,id=d-{serial},cache={cache},{format} \
+                     -device nvme,id=c-{serial},serial={serial} \
+                     -device nvme-ns,bus=c-{serial},drive=d-{serial},zoned=on,zoned.zone_size={ZONE_BYTES}",
+                    self.image.display()
+                );
             }
             Bus::Nvme => format!("nvme,id=c-{serial}"),
             Bus::Scsi => "scsi-hd,bus=scsi.0,dpofua=on".to_owned(),

@@ -28,8 +28,8 @@ const OFF_LIMIT: Duration = Duration::from_secs(60);
 const NODE_DISK: u64 = 512 << 20;
 const NODE_FILES: u64 = 512 << 20;
 
-/// Drives of the ordinary tests: without partitions, with them, and one with sectors of 4 KiB.
-const TEST_DRIVES: [DrivePlan; 3] = [
+/// Drives of the ordinary tests: without partitions, with them, one with sectors of 4 KiB, and one with zones.
+const TEST_DRIVES: [DrivePlan; 4] = [
     DrivePlan { bytes: NODE_DISK, partitions: &[], ..PLAIN },
     DrivePlan {
         serial: "parts",
@@ -38,6 +38,7 @@ const TEST_DRIVES: [DrivePlan; 3] = [
         ..PLAIN
     },
     DrivePlan { serial: "large", sector_bytes: 4096, atomic_4k: true, ..PLAIN },
+    DrivePlan { serial: "zoned", zoned: true, bytes: NODE_DISK, partitions: &[], ..PLAIN },
 ];
 
 const PLAIN: DrivePlan = DrivePlan {
@@ -46,6 +47,7 @@ const PLAIN: DrivePlan = DrivePlan {
     cache: Cache::Volatile,
     sector_bytes: 512,
     atomic_4k: false,
+    zoned: false,
     partitions: &[NODE_DISK],
     bytes: 0,
 };

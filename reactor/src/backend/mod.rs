@@ -1,6 +1,6 @@
 //! The production environment: one loop per core on one io_uring.
 //!
-//! `core` is the loop, `ring` its io_uring, `disk_file` and `disk` the drives, `mesh` the rings between
+//! `core` is the loop, `ring` its io_uring, `disk_file` and `disk` the drives, `device` what the kernel says of them, `mesh` the rings between
 //! cores, `transport` the seam behind which `net-tcp` and `net-rdma` live. `launch` starts a node's cores
 //! on threads that glommio pins; `foreign` drives the same loop from somebody else's thread (fio, QEMU), for
 //! which `host_thread` can make one.
@@ -10,6 +10,7 @@
 
 mod clock;
 mod core;
+mod device;
 mod disk;
 mod disk_file;
 mod foreign;
@@ -26,6 +27,7 @@ mod timers;
 mod transport;
 
 pub use self::core::{CoreError, CoreOptions};
+pub use self::device::{Device, DeviceError};
 pub use self::disk::DISK_OPS_MAX;
 pub use self::disk_file::{DiskFile, DiskOpenError};
 pub use self::foreign::ForeignCore;

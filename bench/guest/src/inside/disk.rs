@@ -45,6 +45,48 @@ pub fn a_drive_in_use_is_refused(context: &Context) -> Result<(), GuestError> {
     }
 }
 
+/// What the host ordered, as `disk info` tells it.
+pub fn disk_info_says_what_the_kernel_says(context: &Context) -> Result<(), GuestError> {
+    let (blank, parts, large) =
+        (Drive::with_serial("blank")?, Drive::with_serial("parts")?, Drive::with_serial("large")?);
+    for (disk, sector, atomic) in
+        [(blank.path(), 512, 512), (parts.partition(1)?, 512, 4096), (large.partition(1)?, 4096, 4096)]
+    {
+        prepare(&context.manifest.drystone, &disk)?;
+        let mut command = Command::new(&context.manifest.drystone);
+        let text = program::run(command.args(["disk", "info", "--json", utf8(&disk)?]))?;
+        let malformed = |error: serde_json::Error| GuestError::Malformed {
+            what: "the answer of disk info".into(),
+            why: error.to_string(),
+        };
+        let info: serde_json::Value = serde_json::from_str(&text).map_err(malformed)?;
+        let device = info.get(0).and_then(|disk| disk.get("device")).cloned().unwrap_or_default();
+        for (key, wanted) in [
+            ("logical_block_bytes", sector.into()),
+            ("atomic_write_bytes", atomic.into()),
+            ("volatile_cache", true.into()),
+            ("fua", true.into()),
+            ("polls", true.into()),
+        ] {
+            let wanted: serde_json::Value = wanted;
+            let found = device.get(key);
+            demand(found == Some(&wanted), || {
+                format!("{}: {key} is not {wanted}: {device}", disk.display())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+pub fn a_zoned_drive_is_refused(context: &Context) -> Result<(), GuestError> {
+    let drive = Drive::with_serial("zoned")?;
+    match prepare(&context.manifest.drystone, &drive.path()) {
+        Err(GuestError::Program { said, .. }) if said.contains("zoned device (host-managed)") => Ok(()),
+        Err(error) => Err(error),
+        Ok(said) => Err(GuestError::Demand(format!("a zoned drive was prepared: {said}"))),
+    }
+}
+
 pub fn fio_verifies_what_it_wrote(_: &Context) -> Result<(), GuestError> {
     let partition = Drive::with_serial("parts")?.partition(4)?;
     tool(

@@ -47,7 +47,7 @@ pub const UNTIL_THE_CUT: &str = "a_cluster_writes_until_the_power_is_cut";
 const ORDINARY: &[Phase] = &[Phase::Tests];
 
 /// All tests, in the order in which a boot runs them.
-pub const TESTS: [Test; 14] = [
+pub const TESTS: [Test; 16] = [
     Test {
         name: "modules_load",
         about: "rdma_rxe, rdma_ucm and nvme load and make their devices",
@@ -89,6 +89,18 @@ pub const TESTS: [Test; 14] = [
         about: "a mounted partition is not prepared",
         phases: ORDINARY,
         run: disk::a_drive_in_use_is_refused,
+    },
+    Test {
+        name: "disk_info_says_what_the_kernel_says",
+        about: "sector size, cache, atomic writes and poll queues of drives and partitions",
+        phases: ORDINARY,
+        run: disk::disk_info_says_what_the_kernel_says,
+    },
+    Test {
+        name: "a_zoned_drive_is_refused",
+        about: "with a message that says why",
+        phases: ORDINARY,
+        run: disk::a_zoned_drive_is_refused,
     },
     Test {
         name: "three_nodes_serve_an_image_from_partitions",
