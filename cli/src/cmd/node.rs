@@ -2,7 +2,7 @@
 
 use super::Global;
 use super::nodes::{self, NodeCommand};
-use crate::config::{ClusterSection, ConfigFile, NodeSection, Voter, reference, starter};
+use crate::config::{ClusterSection, ConfigFile, NodeSection, Poll, Voter, reference, starter};
 use crate::error::CliError;
 use crate::units::ByteSize;
 use crate::{disks, node, output};
@@ -78,6 +78,9 @@ pub struct NodeArgs {
     /// Seconds after which a disk that hangs is given up [node.disk_timeout]
     #[arg(long, value_name = "SECONDS")]
     pub disk_timeout: Option<u32>,
+    /// Whether drives are polled [node.poll]
+    #[arg(long, value_name = "WHEN")]
+    pub poll: Option<Poll>,
     /// Also write the addresses, as JSON, to this file once the node serves
     #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
@@ -127,6 +130,7 @@ impl NodeArgs {
                 meta_bytes: self.meta_bytes,
                 scrub_rate: self.scrub_rate,
                 disk_timeout: self.disk_timeout,
+                poll: self.poll,
             },
         }
     }

@@ -2,6 +2,7 @@
 //! that own its slices.
 
 use super::device::{Device, DeviceError, SYSFS};
+use super::polled::Polling;
 use crate::env::DiskInfo;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -138,6 +139,11 @@ impl DiskFile {
     pub fn device_at(path: &Path) -> Result<Option<Device>, DiskOpenError> {
         let file = File::open(path).map_err(|error| DiskOpenError::Os { path: path.into(), error })?;
         device(&file, path)
+    }
+
+    /// Whether a core with this choice polls it.
+    pub fn is_polled(&self, polling: Polling) -> bool {
+        polling == Polling::Auto && self.direct && self.device().is_some_and(|device| device.polls)
     }
 
     /// Whether the page cache is bypassed.

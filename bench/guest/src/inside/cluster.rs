@@ -7,6 +7,7 @@ use crate::program;
 use cli::children::{Fleet, FleetPlan, last_lines};
 use cli::cluster::Cluster;
 use cli::health::ClusterStatus;
+use cli::scrape::scrape;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,6 +24,9 @@ const FIRST_PORT: u16 = 7701;
 const SLICES: u32 = 2;
 const COPIES: &str = "3";
 const PGS: &str = "8";
+
+/// What a node counts when it polls its drives.
+const POLLED: &str = "drystone_loop_disk_operations_polled_total";
 
 /// A cluster at work. Dropping it kills its nodes.
 pub struct Nodes {
@@ -102,6 +106,15 @@ impl Nodes {
     fn logs(&self) -> String {
         let logs = self.fleet.nodes.iter().map(|node| (node.id, last_lines(&node.dir.join("log"))));
         logs.map(|(id, log)| format!("node {id}:\n{log}\n")).collect()
+    }
+
+    /// Disk operations of a node that were found by polling, by its metrics page.
+    pub fn polled(&self, index: usize) -> Result<f64, GuestError> {
+        let node = self.fleet.nodes.get(index).and_then(|node| node.addresses.as_ref());
+        let http = node.ok_or_else(|| GuestError::Missing(format!("node {}", index + 1)))?.http;
+        let page = scrape(http)?;
+        let lines = page.lines().filter(|line| line.starts_with(POLLED));
+        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }
 
     /// Runs the command on this cluster and returns what it printed.

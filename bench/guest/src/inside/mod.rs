@@ -104,7 +104,7 @@ pub const TESTS: [Test; 16] = [
     },
     Test {
         name: "three_nodes_serve_an_image_from_partitions",
-        about: "import, export and compare; all disks are in order afterwards",
+        about: "import, export and compare, on polled drives; all disks are in order afterwards",
         phases: ORDINARY,
         run: serving::three_nodes_serve_an_image_from_partitions,
     },

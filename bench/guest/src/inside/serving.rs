@@ -40,6 +40,9 @@ pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(
     nodes.command(&["image", "export", IMAGE, utf8(target)?])?;
     let back = std::fs::read(target).map_err(GuestError::io("read the exported image"))?;
     demand(back == bytes, || "the exported image differs from what was imported".into())?;
+    for index in 0..disks.len() {
+        demand(nodes.polled(index)? > 0.0, || format!("node {} has polled for nothing", index + 1))?;
+    }
     for path in [source, target] {
         std::fs::remove_file(path).map_err(GuestError::io(format!("remove {}", path.display())))?;
     }
