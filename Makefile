@@ -58,6 +58,17 @@ background: tools
 	$(CARGO) build --release -p cli -p drystone_fio -p chaos
 	$(CARGO) run --release -q -p chaos -- background $(if $(ROUNDS),--rounds $(ROUNDS))
 
+## make guest-test [FILTER=name]: boot a virtual machine with NVMe drives and RDMA, and run the tests in it.
+.PHONY: guest-test guest
+guest-test: tools
+	$(CARGO) build --release -p guest
+	$(CARGO) run --release -q -p guest -- run $(if $(FILTER),--filter $(FILTER))
+
+## make guest: a shell in that machine; the files of this one are there to read.
+guest: tools
+	$(CARGO) build --release -p guest
+	$(CARGO) run --release -q -p guest -- shell
+
 ## make lint: format, clippy with warnings denied, licences.
 lint:
 	$(CARGO) fmt --all --check

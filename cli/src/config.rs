@@ -184,7 +184,24 @@ section! {
         #[example = "30"]
         #[default = "10"]
         disk_timeout: u32,
+        /// Whether drives are polled for completions instead of interrupting: `auto` polls NVMe drives whose driver
+        /// has queues for that (`nvme.poll_queues=N` on the kernel's command line, one for each core), `never` none.
+        /// It saves each operation its interrupt, and keeps a core busy while one is under way.
+        #[example = "\"never\""]
+        #[default = "auto"]
+        poll: Poll,
     }
+}
+
+/// Whether drives are polled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Poll {
+    /// Those that have queues for it.
+    #[default]
+    Auto,
+    /// None.
+    Never,
 }
 
 /// A member of the metadata group.
@@ -261,6 +278,8 @@ pub struct NodeConfig {
     pub rdma_device: Option<String>,
     /// Seconds until a disk that hangs is given up.
     pub disk_timeout: u32,
+    /// Whether drives are polled.
+    pub poll: Poll,
 }
 
 /// Why a configuration cannot be used. Every message names the key.
@@ -358,6 +377,7 @@ impl ConfigFile {
             },
             rdma_device: node.rdma_device,
             disk_timeout: node.disk_timeout.unwrap_or(engine::DISK_TIMEOUT_S),
+            poll: node.poll.unwrap_or_default(),
         };
         config.check()?;
         Ok(config)

@@ -9,6 +9,7 @@ use crate::output::{self, Table};
 use crate::units::ByteSize;
 use crate::{checkup, config};
 use clap::{Args, Subcommand};
+use reactor::backend::{Device, DiskFile};
 use serde::Serialize;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -126,6 +127,53 @@ struct DiskView<'a> {
     slices: Vec<SliceView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     changed: Option<bool>,
+    /// What the kernel says of a block device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<DeviceView>,
+}
+
+#[derive(Serialize)]
+struct DeviceView {
+    logical_block_bytes: u32,
+    physical_block_bytes: u32,
+    atomic_write_bytes: u32,
+    volatile_cache: bool,
+    fua: bool,
+    discard_max_bytes: u64,
+    polls: bool,
+}
+
+impl From<Device> for DeviceView {
+    fn from(device: Device) -> Self {
+        Self {
+            logical_block_bytes: device.logical_block_bytes,
+            physical_block_bytes: device.physical_block_bytes,
+            atomic_write_bytes: device.atomic_write_bytes,
+            volatile_cache: device.volatile_cache,
+            fua: device.fua,
+            discard_max_bytes: device.discard_max_bytes,
+            polls: device.polls,
+        }
+    }
+}
+
+impl DeviceView {
+    /// For a person.
+    fn sentence(&self) -> String {
+        let cache = match (self.volatile_cache, self.fua) {
+            (false, _) => "writes are durable when they complete",
+            (true, true) => "volatile cache, durable writes one by one (FUA)",
+            (true, false) => "volatile cache, durable writes by flushing",
+        };
+        let atomic = match self.atomic_write_bytes {
+            0 => "nothing said of atomic writes".to_owned(),
+            bytes => format!("atomic writes up to {}", ByteSize(u64::from(bytes))),
+        };
+        let discard = if self.discard_max_bytes > 0 { "discards" } else { "does not discard" };
+        let polls = if self.polls { "has poll queues" } else { "no poll queues" };
+        let (logical, physical) = (self.logical_block_bytes, self.physical_block_bytes);
+        format!("sectors of {logical} bytes ({physical} physical); {cache}; {atomic}; {discard}; {polls}")
+    }
 }
 
 #[derive(Serialize)]
@@ -148,6 +196,7 @@ impl<'a> DiskView<'a> {
                 .map(|entry| SliceView { slice: entry.slice, offset: entry.offset, size_bytes: entry.len })
                 .collect(),
             changed,
+            device: None,
         }
     }
 }
@@ -213,14 +262,20 @@ pub(super) fn create_sparse(path: &Path, size: ByteSize) -> Result<(), CliError>
 fn info(global: &Global, paths: &[PathBuf]) -> Result<(), CliError> {
     let mut found = Vec::new();
     for path in paths {
-        found.push((path, disks::peek(path)?));
+        let device = DiskFile::device_at(path)?.map(DeviceView::from);
+        found.push((path, disks::peek(path)?, device));
     }
     if global.json {
-        let views: Vec<DiskView<'_>> =
-            found.iter().map(|(path, superblock)| DiskView::of(path, superblock, None)).collect();
+        let views: Vec<DiskView<'_>> = found
+            .iter_mut()
+            .map(|(path, superblock, device)| {
+                let view = DiskView::of(path, superblock, None);
+                DiskView { device: device.take(), ..view }
+            })
+            .collect();
         return output::json(&views);
     }
-    for (path, superblock) in &found {
+    for (path, superblock, device) in &found {
         let node = superblock.node.map_or("none yet".to_string(), |node| node.to_string());
         output::line(&format!(
             "{}\n  disk     {}\n  cluster  {}\n  node     {node}\n  size     {}",
@@ -229,6 +284,9 @@ fn info(global: &Global, paths: &[PathBuf]) -> Result<(), CliError> {
             superblock.cluster,
             ByteSize(superblock.disk_bytes),
         ))?;
+        if let Some(device) = device {
+            output::line(&format!("  device   {}", device.sentence()))?;
+        }
         let mut table = Table::new(&["  SLICE", ">OFFSET", ">SIZE"]);
         for entry in &superblock.slices {
             let cells =

@@ -2,7 +2,7 @@
 
 use super::Global;
 use super::nodes::{self, NodeCommand};
-use crate::config::{ClusterSection, ConfigFile, NodeSection, Voter, reference, starter};
+use crate::config::{ClusterSection, ConfigFile, NodeSection, Poll, Voter, reference, starter};
 use crate::error::CliError;
 use crate::units::ByteSize;
 use crate::{disks, node, output};
@@ -81,6 +81,9 @@ pub struct NodeArgs {
     /// Seconds after which a disk that hangs is given up [node.disk_timeout]
     #[arg(long, value_name = "SECONDS")]
     pub disk_timeout: Option<u32>,
+    /// Whether drives are polled [node.poll]
+    #[arg(long, value_name = "WHEN")]
+    pub poll: Option<Poll>,
     /// Also write the addresses, as JSON, to this file once the node serves
     #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
@@ -132,6 +135,7 @@ impl NodeArgs {
                 transport: transport.map(|choice| choice.to_string()),
                 rdma_device: self.rdma_device.clone(),
                 disk_timeout: self.disk_timeout,
+                poll: self.poll,
             },
         }
     }

@@ -2,7 +2,7 @@
 
 use super::layout;
 use super::metrics::{DataCollector, LoopCollector};
-use crate::config::{NodeConfig, host_allows_locking};
+use crate::config::{NodeConfig, Poll, host_allows_locking};
 use crate::disks::{self, OwnDisk};
 use crate::error::{CliError, DiskProblem};
 use control::{ControlConfig, ControlCore, ControlStatus, MetaRegion, Voter};
@@ -14,7 +14,7 @@ use net_tcp::TcpTransport;
 use placement::{Disk, Slice};
 use prometheus::Registry;
 use reactor::DiskIndex;
-use reactor::backend::{CoreOptions, CorePlan, CoreStats, Cpu, DiskFile, Transport, allowed_cpus};
+use reactor::backend::{CoreOptions, CorePlan, CoreStats, Cpu, DiskFile, Polling, Transport, allowed_cpus};
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -50,7 +50,15 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     let cores = layout::core_count(config.cores, allowed.len(), slices);
     let hands = layout::deal(&disks, cores);
     let cpus = layout::cpus(config.cpus.as_deref(), &allowed, cores);
-    let registered = registered_bytes(config, cores);
+    let polling = match config.poll {
+        Poll::Auto => Polling::Auto,
+        Poll::Never => Polling::Never,
+    };
+    let rings = match disks.iter().any(|disk| disk.file.is_polled(polling)) {
+        true => 2,
+        false => 1,
+    };
+    let registered = registered_bytes(config, cores, rings);
     tracing::info!(
         node = %config.id, cores, slices, ?cpus, registered_bytes_per_core = registered, "node starts"
     );
@@ -72,6 +80,7 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
             disks: files.clone(),
             arena_bytes: config.buffer_bytes as usize,
             registered_bytes_max: registered,
+            polling,
             spin: Duration::from_micros(u64::from(config.spin_us)),
             stats,
             ..CoreOptions::default()
@@ -265,11 +274,13 @@ fn meta_file(config: &NodeConfig) -> Result<Arc<DiskFile>, CliError> {
 
 /// How much of each data core's buffers to register: all of it where the memlock limit allows, else an
 /// equal share of what is left of the limit. The ring says so in the log when even that is refused.
-fn registered_bytes(config: &NodeConfig, cores: u16) -> usize {
+///
+/// A core that polls has two rings, and the kernel counts what is registered for each.
+fn registered_bytes(config: &NodeConfig, cores: u16, rings: u64) -> usize {
     let wanted = config.buffer_bytes;
     let Some(limit) = host_allows_locking() else { return wanted as usize };
-    let overhead = (u64::from(cores) + 1) * (EXECUTOR_LOCKED_BYTES + RING_LOCKED_BYTES);
-    let share = limit.saturating_sub(overhead) / u64::from(cores.max(1));
+    let overhead = (u64::from(cores) + 1) * (EXECUTOR_LOCKED_BYTES + rings * RING_LOCKED_BYTES);
+    let share = limit.saturating_sub(overhead) / (u64::from(cores.max(1)) * rings);
     if share < wanted {
         tracing::info!(
             limit_bytes = limit,

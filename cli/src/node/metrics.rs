@@ -51,6 +51,9 @@ const FAMILIES: &[Family] = &[
         grows: false,
     },
     counter("drystone_loop_disk_operations_total", "Disk operations completed.", |s| &s.disk_ops),
+    counter("drystone_loop_disk_operations_polled_total", "Those found by polling the drive.", |s| {
+        &s.polled_ops
+    }),
     gauge("drystone_loop_disk_in_flight", "Disk operations under way.", |s| &s.disk_in_flight),
     gauge("drystone_loop_buffer_used_bytes", "Buffers in use when the loop last slept.", |s| {
         &s.arena_used_bytes

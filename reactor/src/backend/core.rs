@@ -1,13 +1,15 @@
 //! The loop: reap a batch, give it to the service, flush once, submit, and sleep when there is nothing.
 //!
 //! `CoreEnv` is everything but the service and implements the environment's traits; `Core` joins the two
-//! and turns. One turn costs at most one system call: the one that submits is the one that waits.
+//! and turns. One turn costs at most one system call: the one that submits is the one that waits. Polled drives
+//! cost one more while operations are under way there (`polled`).
 
 use super::clock;
 use super::disk::Disks;
 use super::disk_file::DiskFile;
 use super::idle::{PREEMPTED_NS, SpinPolicy, Spun};
 use super::mesh::{MeshEnd, Poster};
+use super::polled::{PollRing, Polling};
 use super::ring::{Class, Completion, Ring};
 use super::rng::Stream;
 use super::stats::{CoreStats, STALL_NS};
@@ -85,6 +87,9 @@ pub struct CoreOptions {
     /// At most so much of the arena, from its start, is registered with the kernel, which takes that
     /// memory at once.
     pub registered_bytes_max: usize,
+    /// Whether drives are polled. Not for a core that is waited for through its eventfd, which polled completions
+    /// do not reach.
+    pub polling: Polling,
     /// Longest spin before parking; zero never spins.
     pub spin: Duration,
     /// Entries of the submission queue.
@@ -101,6 +106,7 @@ impl Default for CoreOptions {
             disks: Vec::new(),
             arena_bytes: 64 << 20,
             registered_bytes_max: 4 << 20,
+            polling: Polling::Never,
             spin: Duration::from_micros(20),
             ring_entries: 512,
             movable: false,
@@ -133,10 +139,14 @@ impl CoreEnv {
         let stats = options.stats;
         let arena = Arena::new(options.arena_bytes).map_err(|_| CoreError::Arena(options.arena_bytes))?;
         let mut ring = Ring::new(options.ring_entries, options.movable, stats.clone())?;
+        let mut polled = PollRing::new(options.polling, &options.disks, || {
+            Ring::polled(options.ring_entries, options.movable, stats.clone())
+        });
         if !options.disks.is_empty() && options.registered_bytes_max > 0 {
+            polled.register_arena(&arena, options.registered_bytes_max);
             ring.register_arena(&arena, options.registered_bytes_max);
         }
-        let disks = Disks::new(options.disks, &mut ring, stats.clone());
+        let disks = Disks::new(options.disks, polled, &mut ring, stats.clone());
         let mut env = Self {
             ring,
             transport,
@@ -196,7 +206,10 @@ impl CoreEnv {
     }
 
     /// Submits what is queued and, when there is nothing to do, waits for at most `wait`.
-    pub(crate) fn enter(&mut self, wait: Duration) -> Result<(), CoreError> {
+    pub(crate) fn enter(&mut self, mut wait: Duration) -> Result<(), CoreError> {
+        if self.disks.is_polling() {
+            wait = wait.min(self.disks.look(self.now)?);
+        }
         if wait.is_zero() || self.has_work() {
             if self.ring.queued() > 0 || self.ring.has_deferred() {
                 self.ring.enter(0, None)?;
@@ -204,7 +217,7 @@ impl CoreEnv {
             return Ok(());
         }
         self.refresh_now();
-        let mut wait = wait.min(PARK_MAX);
+        wait = wait.min(PARK_MAX);
         if let Some(due) = self.next_due() {
             wait = wait.min(Duration::from_nanos(due.since(self.now)));
             if wait.is_zero() {
@@ -281,6 +294,7 @@ impl CoreEnv {
     pub(crate) fn collect(&mut self) {
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.reap(&mut completions, BATCH_COMPLETIONS);
+        self.disks.reap_polled(&mut completions, BATCH_COMPLETIONS, self.now);
         // After reaping, not before: a process stopped between the two would judge its lease by a time
         // before the requests that it then answers.
         self.refresh_now();
@@ -324,13 +338,15 @@ impl CoreEnv {
     }
 
     pub(crate) fn is_quiet(&mut self) -> bool {
-        !self.has_work() && !self.ring.has_deferred() && self.ring.queued() == 0
+        let ring_quiet = !self.ring.has_deferred() && self.ring.queued() == 0;
+        ring_quiet && !self.has_work() && !self.disks.is_polling()
     }
 }
 
 impl Drop for CoreEnv {
     fn drop(&mut self) {
-        if self.ring.drain() {
+        let polled_ended = self.disks.drain_polled();
+        if self.ring.drain() && polled_ended {
             return;
         }
         // The kernel may still write into buffers: better to leak them than to have it write into

@@ -1,13 +1,16 @@
 //! Disk operations of one core in flight: from `Disk::submit` to exactly one `DiskDone`.
 
+use super::core::CoreError;
 use super::disk_file::DiskFile;
+use super::polled::PollRing;
 use super::ring::{Class, Completion, Ring};
 use super::stats::CoreStats;
 use crate::buf::IoBuf;
-use crate::env::{DiskError, DiskIndex, DiskInfo, DiskOp, Event, Full, IOV_MAX, Token};
+use crate::env::{DiskError, DiskIndex, DiskInfo, DiskOp, Event, Full, IOV_MAX, Mono, Token};
 use io_uring::{opcode, squeue, types};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Disk operations of one core in flight, over all its disks: eight drives at depth 128, beyond which a
 /// drive only queues.
@@ -29,6 +32,8 @@ struct InFlight {
     /// Bytes done by earlier submissions of the same operation.
     done: usize,
     retries: u8,
+    /// Submitted to the ring that is polled.
+    polled: bool,
 }
 
 #[derive(Default)]
@@ -40,9 +45,9 @@ struct Slot {
 
 /// The disks of one core.
 pub(crate) struct Disks {
+    /// Before what the kernel reads and writes through it.
+    polled: PollRing,
     files: Vec<Arc<DiskFile>>,
-    /// Whether the ring knows the files by their index.
-    registered: bool,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Operations in flight, by disk.
@@ -59,21 +64,19 @@ enum Next {
 }
 
 impl Disks {
-    pub(crate) fn new(files: Vec<Arc<DiskFile>>, ring: &mut Ring, stats: Arc<CoreStats>) -> Self {
-        let fds: Vec<_> = files.iter().map(|file| file.fd()).collect();
-        let registered = match ring.register_files(&fds) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, "kernel refuses registered files; using plain descriptors");
-                false
-            }
-        };
+    pub(crate) fn new(
+        files: Vec<Arc<DiskFile>>,
+        polled: PollRing,
+        ring: &mut Ring,
+        stats: Arc<CoreStats>,
+    ) -> Self {
+        ring.register_files(&files.iter().map(|file| file.fd()).collect::<Vec<_>>());
         let (slots, share) = room(files.len());
         Self {
+            polled,
             in_flight_of: vec![0; files.len()],
             share,
             files,
-            registered,
             slots: (0..slots).map(|_| Slot::default()).collect(),
             free: (0..slots as u32).rev().collect(),
             stats,
@@ -116,7 +119,7 @@ impl Disks {
         let Some(index) = self.free.pop() else { return Err((Full, op)) };
         *count += 1;
         if let Some(slot) = self.slots.get_mut(index as usize) {
-            slot.op = Some(InFlight { disk, token, op, done: 0, retries: 0 });
+            slot.op = Some(InFlight { disk, token, op, done: 0, retries: 0, polled: false });
         }
         self.push(ring, index);
         self.stats.disk_in_flight.set(self.in_flight() as u64);
@@ -127,7 +130,10 @@ impl Disks {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let Slot { op: Some(op), iovecs } = slot else { return };
         let Some(file) = self.files.get(usize::from(op.disk.0)) else { return };
-        let entry = if self.registered {
+        let polled = self.polled.takes(usize::from(op.disk.0), &op.op);
+        op.polled = polled.is_some();
+        let ring = polled.unwrap_or(ring);
+        let entry = if ring.knows_files() {
             let index = types::Fd(i32::from(op.disk.0));
             build(op, iovecs, ring, index, file.info()).flags(squeue::Flags::FIXED_FILE)
         } else {
@@ -148,11 +154,17 @@ impl Disks {
         let index = completion.data as u32;
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let Some(op) = &mut slot.op else { return };
+        if op.polled && completion.result == -libc::EOPNOTSUPP {
+            tracing::warn!(disk = op.disk.0, "the drive cannot be polled after all; it interrupts instead");
+            self.polled.give_up(usize::from(op.disk.0));
+            return self.push(ring, index);
+        }
         match judge(op, completion.result) {
             Next::Again => self.push(ring, index),
             Next::Done(result) => {
-                if let Some(InFlight { disk, token, op, .. }) = slot.op.take() {
+                if let Some(InFlight { disk, token, op, polled, .. }) = slot.op.take() {
                     self.free.push(index);
+                    self.stats.polled_ops.add(u64::from(polled));
                     if let Some(count) = self.in_flight_of.get_mut(usize::from(disk.0)) {
                         *count -= 1;
                     }
@@ -166,6 +178,26 @@ impl Disks {
 }
 
 impl Disks {
+    /// Whether operations are under way that nobody hears of without looking.
+    pub(crate) fn is_polling(&self) -> bool {
+        self.polled.is_busy()
+    }
+
+    /// Looks once for such completions. Returns how long the loop may sleep afterwards.
+    pub(crate) fn look(&mut self, now: Mono) -> Result<Duration, CoreError> {
+        self.polled.look(now)
+    }
+
+    /// Moves up to `max` of them into `out`.
+    pub(crate) fn reap_polled(&mut self, out: &mut Vec<Completion>, max: usize, now: Mono) {
+        self.polled.reap(out, max, now);
+    }
+
+    /// Waits until the polled ring has let go of all memory; false when it has not in time.
+    pub(crate) fn drain_polled(&mut self) -> bool {
+        self.polled.drain()
+    }
+
     /// Gives up the memory of operations in flight for ever.
     pub(crate) fn leak(&mut self) {
         std::mem::forget(std::mem::take(&mut self.slots));
@@ -341,6 +373,7 @@ mod tests {
             op: DiskOp::Read { offset: 0, buf: arena.alloc(8192).unwrap() },
             done: 0,
             retries: 0,
+            polled: false,
         };
         let mut one = op();
         assert!(matches!(judge(&mut one, 4096), Next::Again));

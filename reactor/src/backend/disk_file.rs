@@ -1,6 +1,8 @@
 //! A drive as the process holds it: opened once, locked against other processes, shared by the cores
 //! that own its slices.
 
+use super::device::{Device, DeviceError, SYSFS};
+use super::polled::Polling;
 use crate::env::DiskInfo;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,8 +22,6 @@ const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 /// that long to take apart the ring of a process that has ended in disorder.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// Torn-write unit of drives that promise no more than their sector.
-const SECTOR_BYTES: u32 = 512;
 
 /// Why a disk cannot be used.
 #[derive(Debug, Error)]
@@ -43,6 +43,14 @@ pub enum DiskOpenError {
         /// Its size.
         bytes: u64,
     },
+    /// A block device of a kind that cannot serve.
+    #[error("{path} cannot be used: {error}")]
+    Unsuitable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: DeviceError,
+    },
     /// Anything else the system said.
     #[error("cannot open {path}: {error}")]
     Os {
@@ -59,6 +67,8 @@ pub struct DiskFile {
     path: PathBuf,
     file: File,
     info: DiskInfo,
+    /// What the kernel says of it, if it is a block device.
+    device: Option<Device>,
     direct: bool,
 }
 
@@ -96,13 +106,17 @@ impl DiskFile {
                 os(error)
             }
         })?;
-        let info = if kind.is_block_device() { block_device(&file) } else { regular_file(&file) };
+        let device = device(&file, &path)?;
+        let info = match &device {
+            Some(device) => block_device(&file, device),
+            None => regular_file(&file),
+        };
         let info = info.map_err(os)?;
         if info.size_bytes < BLOCK_BYTES as u64 {
             return Err(DiskOpenError::TooSmall { path, bytes: info.size_bytes });
         }
-        tracing::debug!(path = %path.display(), ?info, direct, "disk opened");
-        Ok(Arc::new(Self { path, file, info, direct }))
+        tracing::debug!(path = %path.display(), ?info, ?device, direct, "disk opened");
+        Ok(Arc::new(Self { path, file, info, device, direct }))
     }
 
     /// Where it was opened.
@@ -113,6 +127,23 @@ impl DiskFile {
     /// What it promises.
     pub fn info(&self) -> DiskInfo {
         self.info
+    }
+
+    /// What the kernel says of a block device; `None` for a file.
+    pub fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
+    /// The same of a disk that a node may be using: it is neither locked nor opened for writing.
+    #[allow(clippy::disallowed_methods, reason = "looking at a disk is for tools, outside any loop")]
+    pub fn device_at(path: &Path) -> Result<Option<Device>, DiskOpenError> {
+        let file = File::open(path).map_err(|error| DiskOpenError::Os { path: path.into(), error })?;
+        device(&file, path)
+    }
+
+    /// Whether a core with this choice polls it.
+    pub fn is_polled(&self, polling: Polling) -> bool {
+        polling == Polling::Auto && self.direct && self.device().is_some_and(|device| device.polls)
     }
 
     /// Whether the page cache is bypassed.
@@ -170,27 +201,28 @@ fn regular_file(file: &File) -> io::Result<DiskInfo> {
     })
 }
 
-fn block_device(file: &File) -> io::Result<DiskInfo> {
+/// What the kernel says of an open file's block device; `None` when it is no block device.
+fn device(file: &File, path: &Path) -> Result<Option<Device>, DiskOpenError> {
+    let os = |error| DiskOpenError::Os { path: path.into(), error };
+    let meta = file.metadata().map_err(os)?;
+    if !meta.file_type().is_block_device() {
+        return Ok(None);
+    }
+    let number = meta.rdev();
+    Device::read(Path::new(SYSFS), libc::major(number), libc::minor(number))
+        .map(Some)
+        .map_err(|error| DiskOpenError::Unsuitable { path: path.into(), error })
+}
+
+fn block_device(file: &File, device: &Device) -> io::Result<DiskInfo> {
     let mut bytes = 0u64;
     // SAFETY: the ioctl writes one u64 to the pointer given.
     if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut bytes) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let device = file.metadata()?.rdev();
-    let queue = |name: &str| {
-        // A partition has no queue of its own; its disk, the directory above, has.
-        let base = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
-        ["queue", "../queue"]
-            .iter()
-            .find_map(|dir| std::fs::read_to_string(format!("{base}/{dir}/{name}")).ok())
-            .map(|text| text.trim().to_owned())
-    };
-    let number = |name: &str| queue(name).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
-    let block = BLOCK_BYTES as u32;
-    let atomic = number("physical_block_size").max(number("atomic_write_unit_max_bytes")) >= block;
     Ok(DiskInfo {
         size_bytes: whole_blocks(bytes),
-        atomic_bytes: if atomic { block } else { SECTOR_BYTES },
-        write_through: queue("write_cache").is_some_and(|mode| mode == "write through"),
+        atomic_bytes: device.atomic_bytes(),
+        write_through: !device.volatile_cache,
     })
 }

@@ -1,6 +1,6 @@
 //! The production environment: one loop per core on one io_uring.
 //!
-//! `core` is the loop, `ring` its io_uring, `disk_file` and `disk` the drives, `mesh` the rings between
+//! `core` is the loop, `ring` its io_uring, `polled` a second one for drives that are polled, `disk_file` and `disk` the drives, `device` what the kernel says of them, `mesh` the rings between
 //! cores, `transport` the seam behind which `net-tcp` and `net-rdma` live. `launch` starts a node's cores
 //! on threads that glommio pins; `foreign` drives the same loop from somebody else's thread (fio, QEMU), for
 //! which `host_thread` can make one.
@@ -10,6 +10,7 @@
 
 mod clock;
 mod core;
+mod device;
 mod disk;
 mod disk_file;
 mod foreign;
@@ -18,6 +19,7 @@ mod host_thread;
 mod idle;
 mod launch;
 mod mesh;
+mod polled;
 mod ring;
 mod rng;
 mod spsc;
@@ -26,6 +28,7 @@ mod timers;
 mod transport;
 
 pub use self::core::{CoreError, CoreOptions};
+pub use self::device::{Device, DeviceError};
 pub use self::disk::DISK_OPS_MAX;
 pub use self::disk_file::{DiskFile, DiskOpenError};
 pub use self::foreign::ForeignCore;
@@ -35,6 +38,7 @@ pub use self::launch::{
     CorePlan, Cpu, LaunchError, Running, ServiceFactory, TransportFactory, allowed_cpus, launch,
 };
 pub use self::mesh::{OUTSIDE, Poster};
+pub use self::polled::Polling;
 pub use self::ring::Ring;
 pub use self::stats::{CoreStats, Counter, STALL_NS};
 pub use self::transport::{NoTransport, Polled, Transport, TransportIo};

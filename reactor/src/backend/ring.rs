@@ -66,6 +66,8 @@ pub struct Ring {
     outstanding: usize,
     /// Start address and length of the registered part of the arena.
     registered: Option<(usize, usize)>,
+    /// Files are named by their index, not by a descriptor.
+    knows_files: bool,
     /// The kernel can wait for several completions and settle for one after a while.
     batches: bool,
     /// Queued submissions that complete while they are submitted, as a rule.
@@ -74,16 +76,27 @@ pub struct Ring {
 
 impl Ring {
     pub(crate) fn new(entries: u32, movable: bool, stats: Arc<CoreStats>) -> Result<Self, CoreError> {
-        let deferred = || {
+        Self::of_kind(entries, movable, false, stats)
+    }
+
+    /// A ring whose completions raise no interrupt: each `enter` looks for them. For reads and writes of
+    /// descriptors with O_DIRECT, on devices with queues to poll, and for nothing else.
+    pub(crate) fn polled(entries: u32, movable: bool, stats: Arc<CoreStats>) -> Result<Self, CoreError> {
+        Self::of_kind(entries, movable, true, stats)
+    }
+
+    fn of_kind(entries: u32, movable: bool, polled: bool, stats: Arc<CoreStats>) -> Result<Self, CoreError> {
+        let common = || {
             let mut builder = IoUring::builder();
             builder.setup_clamp().setup_submit_all().setup_cqsize(entries * CQ_FACTOR);
-            builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(entries)
+            if polled {
+                builder.setup_iopoll();
+            }
+            builder
         };
-        let cooperative = || {
-            let mut builder = IoUring::builder();
-            builder.setup_clamp().setup_submit_all().setup_cqsize(entries * CQ_FACTOR);
-            builder.setup_coop_taskrun().setup_taskrun_flag().build(entries)
-        };
+        let deferred =
+            || common().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(entries);
+        let cooperative = || common().setup_coop_taskrun().setup_taskrun_flag().build(entries);
         let io = if movable {
             cooperative()
         } else {
@@ -93,8 +106,16 @@ impl Ring {
             })
         };
         let io = io.map_err(CoreError::RingSetup)?;
-        let batches = io.params().is_feature_min_timeout();
-        Ok(Self { io, stats, backlog: VecDeque::new(), outstanding: 0, registered: None, batches, inline: 0 })
+        Ok(Self {
+            batches: io.params().is_feature_min_timeout(),
+            io,
+            stats,
+            backlog: VecDeque::new(),
+            outstanding: 0,
+            registered: None,
+            knows_files: false,
+            inline: 0,
+        })
     }
 
     /// Registers as much of the arena's start as the limit on locked memory allows, at most `max` bytes.
@@ -134,8 +155,27 @@ impl Ring {
         let _ = self.io.submitter().unregister_files();
     }
 
-    pub(crate) fn register_files(&mut self, files: &[RawFd]) -> io::Result<()> {
-        if files.is_empty() { Ok(()) } else { self.io.submitter().register_files(files) }
+    /// Makes the kernel know files by their index; where it refuses, their descriptors have to do.
+    pub(crate) fn register_files(&mut self, files: &[RawFd]) {
+        if files.is_empty() {
+            return;
+        }
+        match self.io.submitter().register_files(files) {
+            Ok(()) => self.knows_files = true,
+            Err(error) => {
+                tracing::warn!(%error, "kernel refuses registered files; using plain descriptors");
+            }
+        }
+    }
+
+    /// Whether files are named by their index in what was registered.
+    pub(crate) fn knows_files(&self) -> bool {
+        self.knows_files
+    }
+
+    /// Submissions without their (last) completion.
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding
     }
 
     /// Has the kernel signal `fd`, an eventfd, whenever there is something to reap.

@@ -58,6 +58,8 @@ pub struct CoreStats {
     pub stalls: Counter,
     /// Disk operations completed.
     pub disk_ops: Counter,
+    /// Those found by polling.
+    pub polled_ops: Counter,
     /// Disk operations in flight (gauge).
     pub disk_in_flight: Counter,
     /// Heap allocations of the core's thread, when the binary counts them (`CountingHeap`).

@@ -1,0 +1,157 @@
+//! Nodes of one cluster in this guest, on drives.
+
+use super::system::LIMIT;
+use super::{Context, system::utf8};
+use crate::error::{GuestError, demand};
+use crate::program;
+use cli::children::{Fleet, FleetPlan, last_lines};
+use cli::cluster::Cluster;
+use cli::health::ClusterStatus;
+use cli::scrape::scrape;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use wire::ClusterId;
+
+/// The pool of all images, and the image.
+pub const POOL: &str = "p";
+pub const IMAGE: &str = "i";
+/// The identity of all clusters here: the same in every boot, and drives are fresh.
+const CLUSTER: ClusterId = ClusterId(0x6775_6573_7400_0000_0000_0000_0000_0001);
+/// Nodes' control ports: the guest has the network for itself.
+const FIRST_PORT: u16 = 7701;
+/// Slices of a disk, copies, placement groups: small, for a slow machine.
+const SLICES: u32 = 2;
+const COPIES: &str = "3";
+const PGS: &str = "8";
+
+/// What a node counts when it polls its drives.
+const POLLED: &str = "drystone_loop_disk_operations_polled_total";
+
+/// A cluster at work. Dropping it kills its nodes.
+pub struct Nodes {
+    fleet: Fleet,
+    drystone: PathBuf,
+}
+
+impl Nodes {
+    /// Prepares disks where that has not been done and starts a node for each list of them. Nodes' files are in
+    /// `dir`.
+    pub fn start(context: &Context, dir: &Path, disks: &[Vec<PathBuf>]) -> Result<Self, GuestError> {
+        let drystone = context.manifest.drystone.clone();
+        let mut fleet = Fleet::empty(FleetPlan {
+            binary: drystone.clone(),
+            dir: dir.into(),
+            nodes: 0,
+            // Only for disks that do not exist: ours do.
+            disk_bytes: 0,
+            slices: SLICES,
+            flags: ["--cores", "1", "--cpus", "none", "--meta-bytes", "16MiB"].map(String::from).to_vec(),
+            log: "info".into(),
+        })?;
+        fleet.cluster = CLUSTER;
+        for (index, disks) in disks.iter().enumerate() {
+            let control = SocketAddr::from((Ipv4Addr::LOCALHOST, FIRST_PORT + index as u16));
+            let (first, more) =
+                disks.split_first().ok_or_else(|| GuestError::Missing("a node's disk".into()))?;
+            fleet.add(control, first.clone(), true)?;
+            for disk in more {
+                prepare(&drystone, disk)?;
+            }
+            if let Some(node) = fleet.nodes.last_mut() {
+                node.more_disks = more.to_vec();
+            }
+        }
+        fleet.start_all()?;
+        Ok(Self { fleet, drystone })
+    }
+
+    /// A pool of three copies with an image, all of it clean.
+    pub fn make_image(&self, bytes: u64) -> Result<(), GuestError> {
+        self.make_pool()?;
+        self.command(&["image", "create", IMAGE, "--pool", POOL, "--size", &bytes.to_string()]).map(|_| ())
+    }
+
+    /// A pool of three copies, clean.
+    pub fn make_pool(&self) -> Result<(), GuestError> {
+        self.command(&["pool", "create", POOL, "--copies", COPIES, "--pgs", PGS])?;
+        self.wait_clean().map(|_| ())
+    }
+
+    /// Administration in this process.
+    pub fn admin(&self) -> Result<Cluster, GuestError> {
+        Ok(Cluster::at(&self.fleet.controls())?)
+    }
+
+    /// Control addresses.
+    pub fn controls(&self) -> Vec<SocketAddr> {
+        self.fleet.controls()
+    }
+
+    /// Waits until every placement group has every copy.
+    pub fn wait_clean(&self) -> Result<ClusterStatus, GuestError> {
+        self.wait_for("a clean cluster", ClusterStatus::is_clean)
+    }
+
+    /// Waits for a state. An error carries the ends of the nodes' logs.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        good: impl Fn(&ClusterStatus) -> bool,
+    ) -> Result<ClusterStatus, GuestError> {
+        ClusterStatus::wait_for(&mut self.admin()?, what, LIMIT, good)
+            .map_err(|error| GuestError::Demand(format!("{error}\n{}", self.logs())))
+    }
+
+    fn logs(&self) -> String {
+        let logs = self.fleet.nodes.iter().map(|node| (node.id, last_lines(&node.dir.join("log"))));
+        logs.map(|(id, log)| format!("node {id}:\n{log}\n")).collect()
+    }
+
+    /// Disk operations of a node that were found by polling, by its metrics page.
+    pub fn polled(&self, index: usize) -> Result<f64, GuestError> {
+        let node = self.fleet.nodes.get(index).and_then(|node| node.addresses.as_ref());
+        let http = node.ok_or_else(|| GuestError::Missing(format!("node {}", index + 1)))?.http;
+        let page = scrape(http)?;
+        let lines = page.lines().filter(|line| line.starts_with(POLLED));
+        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    }
+
+    /// Runs the command on this cluster and returns what it printed.
+    pub fn command(&self, args: &[&str]) -> Result<String, GuestError> {
+        let mut command = Command::new(&self.drystone);
+        program::run(command.args(args).env("DRYSTONE_CLUSTER", self.fleet.cluster_flag()))
+    }
+
+    /// Stops all nodes in order and checks every disk with all its data, but for those that are gone.
+    pub fn end(mut self, gone: &[PathBuf]) -> Result<(), GuestError> {
+        self.fleet.stop_all()?;
+        for node in &self.fleet.nodes {
+            let log = std::fs::read_to_string(node.dir.join("log")).unwrap_or_default();
+            let panicked = log.lines().find(|line| line.contains("panicked at"));
+            demand(panicked.is_none(), || format!("node {}: {}", node.id, panicked.unwrap_or("")))?;
+            let disks = std::iter::once(&node.disk).chain(&node.more_disks);
+            for disk in disks.filter(|disk| !gone.contains(disk)) {
+                check(&self.drystone, disk, true)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `drystone disk prepare`, for the cluster of all tests.
+pub fn prepare(drystone: &Path, disk: &Path) -> Result<String, GuestError> {
+    let mut command = Command::new(drystone);
+    command.args(["disk", "prepare", utf8(disk)?, "--slices", &SLICES.to_string()]);
+    program::run(command.args(["--cluster-id", &CLUSTER.to_string()]))
+}
+
+/// `drystone disk check`: an error carries what it found.
+pub fn check(drystone: &Path, disk: &Path, data: bool) -> Result<String, GuestError> {
+    let mut command = Command::new(drystone);
+    command.args(["disk", "check", utf8(disk)?]);
+    if data {
+        command.arg("--data");
+    }
+    program::run(&mut command)
+}

@@ -1,0 +1,95 @@
+//! Tests of a cluster whose disks are NVMe partitions.
+
+use super::Context;
+use super::cluster::{IMAGE, Nodes, POOL};
+use super::drive::Drive;
+use super::pattern::{self, Rng};
+use super::system::{Mount, utf8};
+use crate::error::{GuestError, demand};
+use std::path::Path;
+
+/// Bytes of the imported image.
+const IMPORT_BYTES: usize = 24 << 20;
+/// Blocks of the image that is written while a drive is pulled, and how many writes come before and after.
+const BLOCKS: u64 = 2048;
+const WRITES: u64 = 150;
+
+/// Where nodes keep their own files in a boot.
+fn files(at: &Path) -> Result<Mount, GuestError> {
+    Mount::fresh(&Drive::with_serial("parts")?.partition(4)?, at)
+}
+
+/// A file with contents that no shift or zero leaves equal.
+fn write_pattern(path: &Path) -> Result<Vec<u8>, GuestError> {
+    let mut rng = Rng::new(7);
+    let bytes: Vec<u8> = (0..IMPORT_BYTES / 8).flat_map(|_| rng.bits().to_le_bytes()).collect();
+    std::fs::write(path, &bytes).map_err(GuestError::io(format!("write {}", path.display())))?;
+    Ok(bytes)
+}
+
+pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(), GuestError> {
+    let files = files(Path::new("/run/serving"))?;
+    let parts = Drive::with_serial("parts")?;
+    let disks = (1..=3).map(|number| Ok(vec![parts.partition(number)?]));
+    let disks = disks.collect::<Result<Vec<_>, GuestError>>()?;
+    let nodes = Nodes::start(context, files.path(), &disks)?;
+    nodes.make_pool()?;
+    let (source, target) = (Path::new("/dev/shm/source"), Path::new("/dev/shm/target"));
+    let bytes = write_pattern(source)?;
+    nodes.command(&["image", "import", utf8(source)?, IMAGE, "--pool", POOL])?;
+    nodes.command(&["image", "export", IMAGE, utf8(target)?])?;
+    let back = std::fs::read(target).map_err(GuestError::io("read the exported image"))?;
+    demand(back == bytes, || "the exported image differs from what was imported".into())?;
+    for index in 0..disks.len() {
+        demand(nodes.polled(index)? > 0.0, || format!("node {} has polled for nothing", index + 1))?;
+    }
+    for path in [source, target] {
+        std::fs::remove_file(path).map_err(GuestError::io(format!("remove {}", path.display())))?;
+    }
+    nodes.end(&[])
+}
+
+/// The third node has two disks; the drive of one is pulled while a client writes.
+pub fn a_drive_is_pulled_and_its_node_lives_on(context: &Context) -> Result<(), GuestError> {
+    let files = files(Path::new("/run/pulled"))?;
+    let (parts, pulled) = (Drive::with_serial("parts")?, Drive::with_serial("large")?);
+    let lost = pulled.partition(1)?;
+    let disks =
+        vec![vec![parts.partition(1)?], vec![parts.partition(2)?], vec![parts.partition(3)?, lost.clone()]];
+    for disk in disks.iter().flatten() {
+        wipe(disk)?;
+    }
+    let nodes = Nodes::start(context, files.path(), &disks)?;
+    nodes.make_image(BLOCKS * pattern::BLOCK as u64)?;
+    let mut writer = super::power_cut::Writer::open(&nodes.controls(), BLOCKS, 1)?;
+    let mut acked = Vec::new();
+    writer.write(WRITES, |ack| {
+        acked.push(ack);
+        Ok(())
+    })?;
+    pulled.pull()?;
+    writer.write(WRITES, |ack| {
+        acked.push(ack);
+        Ok(())
+    })?;
+    let path = utf8(&lost)?;
+    let status = nodes.wait_for("the pulled disk to be named", |status| {
+        status
+            .problems
+            .iter()
+            .any(|problem| problem.to_string().contains(path) && problem.to_string().contains("failed"))
+    })?;
+    demand(status.nodes_up() == 3, || format!("{} of 3 nodes are up", status.nodes_up()))?;
+    nodes.wait_for("every copy to be made elsewhere", |status| status.pgs.clean == status.pgs.total)?;
+    writer.write(WRITES, |ack| {
+        acked.push(ack);
+        Ok(())
+    })?;
+    writer.verify(&acked)?;
+    nodes.end(&[lost])
+}
+
+/// Forgets what an earlier test has left on a disk.
+fn wipe(disk: &Path) -> Result<(), GuestError> {
+    super::system::tool("blkdiscard", &["--zeroout", "--length", "1MiB", utf8(disk)?]).map(|_| ())
+}
