@@ -1,23 +1,21 @@
-//! One connection that uses RDMA or is about to find out whether it can.
+//! A connection's way to RDMA.
 
 use crate::link::Link;
 use crate::queue_pair::{Owner, QueuePair};
-use reactor::{ConnId, Frame, Mono};
-use std::collections::VecDeque;
+use reactor::{ConnId, Mono};
 use std::net::SocketAddr;
 
-/// How far two sides have got.
-///
-/// The side that connects: `Connecting` until TCP is there, `Offered` until the answer, `Probing` until a message
-/// has gone there and back over RDMA, then `Open`. The other side: `Answered` until the first side commits to RDMA,
-/// then `Open`; or it gives up, and both stay on TCP. Frames to be sent wait meanwhile.
+/// How far two sides have got (see `negotiate`). Until a side has switched it sends over TCP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
-    Connecting,
+    /// We have made an offer.
     Offered,
+    /// The peer has accepted; a probe is under way.
     Probing,
+    /// We have accepted the peer's offer.
     Answered,
-    Open,
+    /// We send over RDMA.
+    Switched,
 }
 
 /// The RDMA path of a connection.
@@ -27,7 +25,7 @@ pub(crate) struct Path {
     pub(crate) link: Link,
 }
 
-/// A connection.
+/// A connection that uses RDMA or is about to.
 pub(crate) struct Entry {
     pub(crate) conn: ConnId,
     pub(crate) owner: Owner,
@@ -35,8 +33,8 @@ pub(crate) struct Entry {
     pub(crate) to: Option<SocketAddr>,
     pub(crate) phase: Phase,
     pub(crate) path: Option<Path>,
-    /// Frames that wait for the decision.
-    pub(crate) held: VecDeque<Frame>,
+    /// The peer's last frame over TCP has come: what comes over RDMA may be delivered.
+    pub(crate) peer_switched: bool,
     /// To be closed when everything is sent.
     pub(crate) draining: bool,
     /// In the transport's list of connections with something to do.
@@ -57,7 +55,7 @@ impl Entry {
             to,
             phase,
             path: None,
-            held: VecDeque::new(),
+            peer_switched: false,
             draining: false,
             dirty: false,
             deadline: None,

@@ -1,15 +1,15 @@
-//! How a connection gets from TCP to RDMA, or stays.
+//! How a connection gets from TCP to RDMA, or stays, at any time of its life and without waiting for it.
 //!
-//! 1. The side that connected makes a queue pair and sends an `Offer` in a `Link` frame, its first over TCP.
-//! 2. The other makes one, connects it to the first's, and answers with its own offer: its last frame over TCP. Or it
-//!    declines, and both stay on TCP.
+//! 1. The side that connected makes a queue pair and sends an `Offer` in a `Link` frame over TCP.
+//! 2. The other makes one, connects it to the first's, and answers with its own offer. Or it declines.
 //! 3. The first connects its queue pair and sends a probe over it, which the other answers in the same way. Only a
 //!    path that has carried messages both ways is used: a wrong GID, another MTU on the way or a firewall show here.
-//! 4. The first commits, with a message over RDMA, and from then on both use RDMA only. Or, without an answer in time,
-//!    it gives up its queue pair first and then says over TCP that the connection stays there.
+//! 4. The first sends `Switch`, its last frame over TCP, and from then on sends over RDMA. The other does the same
+//!    when it sees that. What comes over RDMA is delivered when the peer's `Switch` has come: frames stay in order.
 //!
-//! Frames that a side wants to send between its offer or answer and the decision wait. Since TCP is in order, whatever
-//! was sent over it before the answer has been received before anything comes over RDMA.
+//! Until its switch each side sends over TCP as before. Without an answer in time the first gives up its queue pair and
+//! says so; both go on over TCP as if nothing had been. After a switch there is no way back: if the queue pair breaks,
+//! the connection ends, and the next one begins on TCP.
 
 use crate::entry::{Path, Phase};
 use crate::link::{Kind, Link, Signal};
@@ -19,14 +19,18 @@ use crate::transport::RdmaTransport;
 use crate::{OFFER_BYTES, RdmaError};
 use reactor::backend::TransportIo;
 use reactor::{CloseReason, ConnId, Event, Frame, IoBuf, Mono};
+use std::net::SocketAddr;
+use wire::frame::{LINK_ABANDON, LINK_OFFER, LINK_SWITCH};
 use wire::{BlockCrcs, FrameKind, Header, Status, block_crc};
 
 /// How long the other side may take to answer an offer, in milliseconds.
-const ANSWER_MS: u64 = 500;
+const ANSWER_MS: u64 = 2_000;
 /// How long the probe's answer may take, in milliseconds: some retransmissions.
-const PROBE_MS: u64 = 300;
-/// How long the decision may take after our answer, in milliseconds: more than the other side waits.
-const COMMIT_MS: u64 = 2_000;
+const PROBE_MS: u64 = 1_000;
+/// How long the other side's switch may take after our answer, in milliseconds: more than it waits for the probe.
+const SWITCH_MS: u64 = 5_000;
+/// How often connections on TCP are looked at for whether to offer RDMA again, in milliseconds.
+pub(crate) const OFFER_CHECK_MS: u64 = 1_000;
 
 /// A frame of the negotiation.
 fn link_frame(header: Header, payload: Option<[u8; OFFER_BYTES]>) -> Option<Frame> {
@@ -59,6 +63,12 @@ impl RdmaTransport {
             .is_some_and(|frame| self.beneath(io, |beneath, io| beneath.send(io, conn, frame)).is_ok())
     }
 
+    fn tell_step(&mut self, io: &mut TransportIo<'_>, slot: u16, step: u16) -> bool {
+        let Some(entry) = self.at(slot) else { return false };
+        let (conn, attempt) = (entry.conn, u64::from(entry.owner.generation));
+        self.tell(io, conn, Header { blocks: step, ..Header::new(FrameKind::Link, attempt) }, None)
+    }
+
     /// A queue pair for a connection, with its receives posted.
     fn make_path(&mut self, io: &mut TransportIo<'_>, slot: u16) -> Result<Offer, RdmaError> {
         let shared = self.shared(io).ok_or(RdmaError::NoDevice)?;
@@ -81,45 +91,85 @@ impl RdmaTransport {
         self.next_deadline = Some(self.next_deadline.map_or(due, |at| at.min(due)));
     }
 
-    /// TCP is there: makes the offer.
-    pub(crate) fn offer(&mut self, io: &mut TransportIo<'_>, slot: u16) {
-        let Some(conn) = self.at(slot).map(|entry| entry.conn) else { return };
-        let offer = match self.make_path(io, slot) {
-            Ok(offer) => offer,
+    /// Makes an offer to the peer of a connection on TCP, if it is one that may accept.
+    pub(crate) fn offer(&mut self, io: &mut TransportIo<'_>, conn: ConnId, to: SocketAddr) {
+        if !self.peers.may_try(to, io.now) || self.shared(io).is_none() {
+            return;
+        }
+        let Some(slot) = self.insert(conn, Some(to), Phase::Offered, io.now) else { return };
+        let offered = self.make_path(io, slot).map(|offer| {
+            let attempt = self.at(slot).map_or(0, |entry| u64::from(entry.owner.generation));
+            let header = Header { blocks: LINK_OFFER, ..Header::new(FrameKind::Link, attempt) };
+            self.tell(io, conn, header, Some(offer.encode()))
+        });
+        match offered {
+            Ok(true) => self.set_deadline(slot, io.now, ANSWER_MS),
+            // Its queue is full: another time.
+            Ok(false) => drop(self.remove(slot)),
             Err(error) => {
-                tracing::warn!(%error, "RDMA is not offered");
-                return self.stay(io, slot);
+                let pause_ms = self.peers.failed(to, io.now);
+                tracing::warn!(%error, pause_ms, "RDMA is not offered");
+                self.remove(slot);
             }
-        };
-        if !self.tell(io, conn, Header::new(FrameKind::Link, 0), Some(offer.encode())) {
-            return self.stay(io, slot);
         }
-        if let Some(entry) = self.at(slot) {
-            entry.phase = Phase::Offered;
+    }
+
+    /// Offers RDMA again where it was not possible before.
+    pub(crate) fn offer_again(&mut self, io: &mut TransportIo<'_>) {
+        self.offer_check = None;
+        let waiting = self.outgoing.iter().filter(|(conn, _)| !self.slots.contains_key(conn));
+        let due: Vec<_> = waiting
+            .filter(|(_, to)| self.peers.may_try(**to, io.now))
+            .map(|(conn, to)| (*conn, *to))
+            .collect();
+        for (conn, to) in due {
+            self.offer(io, conn, to);
         }
-        self.set_deadline(slot, io.now, ANSWER_MS);
+        self.check_offers_later(io.now);
+    }
+
+    pub(crate) fn check_offers_later(&mut self, now: Mono) {
+        if self.offer_check.is_none() && !self.outgoing.is_empty() {
+            self.offer_check = Some(now.plus_ms(OFFER_CHECK_MS));
+        }
     }
 
     /// A frame has come over TCP.
     pub(crate) fn frame_beneath(&mut self, io: &mut TransportIo<'_>, conn: ConnId, frame: Frame) {
         let slot = self.slots.get(&conn).copied();
-        let phase = slot.and_then(|slot| self.at(slot)).map(|entry| entry.phase);
-        match (frame.header.kind, slot, phase) {
-            (FrameKind::Link, Some(slot), Some(Phase::Answered)) if frame.header.blocks == 1 => {
-                self.stay(io, slot);
+        let entry = slot.and_then(|slot| self.at(slot));
+        if !matches!(frame.header.kind, FrameKind::Link | FrameKind::LinkReply) {
+            return match entry.filter(|entry| entry.peer_switched).map(|entry| entry.owner.slot) {
+                Some(slot) => {
+                    self.fail(io, slot, CloseReason::Broken(libc::EPROTO), "a frame behind the last")
+                }
+                None => io.events.push_back(Event::Frame { conn, frame }),
+            };
+        }
+        let (phase, attempt) =
+            entry.map_or((None, 0), |entry| (Some(entry.phase), u64::from(entry.owner.generation)));
+        match (frame.header.kind, frame.header.blocks, slot, phase) {
+            (FrameKind::Link, LINK_OFFER, None, _) => self.answer(io, conn, &frame),
+            (FrameKind::Link, LINK_ABANDON, Some(slot), Some(Phase::Answered)) => drop(self.remove(slot)),
+            (FrameKind::Link, LINK_ABANDON, Some(slot), Some(Phase::Offered | Phase::Probing)) => {
+                self.gone(io, slot, "the peer gives up");
             }
-            (FrameKind::Link, None, None) if frame.header.blocks == 0 => self.answer(io, conn, &frame),
-            (FrameKind::LinkReply, Some(slot), Some(Phase::Offered)) => self.answered(io, slot, &frame),
-            // Behind our giving up.
-            (FrameKind::LinkReply, None, None) => {}
-            // What the other side sent before it saw our offer.
-            (kind, _, None | Some(Phase::Offered | Phase::Connecting)) if kind != FrameKind::Link => {
-                io.events.push_back(Event::Frame { conn, frame });
+            // We had given up ourselves.
+            (FrameKind::Link, LINK_ABANDON, None, _) => {}
+            (FrameKind::Link, LINK_SWITCH, Some(slot), Some(Phase::Answered | Phase::Switched)) => {
+                self.peer_switched(io, slot);
             }
-            (kind, slot, _) => {
-                tracing::debug!(?kind, ?phase, "not expected over TCP now");
+            (FrameKind::LinkReply, _, Some(slot), Some(Phase::Offered))
+                if frame.header.request == attempt =>
+            {
+                self.answered(io, slot, &frame);
+            }
+            // To an offer that we have given up.
+            (FrameKind::LinkReply, ..) => {}
+            (_, step, _, _) => {
+                tracing::warn!(?phase, step, "a peer breaks the rules of the negotiation");
                 match slot {
-                    Some(slot) => self.fail(io, slot, CloseReason::Broken(libc::EPROTO), "a frame over TCP"),
+                    Some(slot) => self.fail(io, slot, CloseReason::Broken(libc::EPROTO), "negotiation"),
                     None => self.beneath(io, |beneath, io| beneath.close(io, conn, false)),
                 }
             }
@@ -129,7 +179,7 @@ impl RdmaTransport {
     /// The other side offers RDMA.
     fn answer(&mut self, io: &mut TransportIo<'_>, conn: ConnId, frame: &Frame) {
         let made = match read_offer(frame) {
-            Ok(peer) => self.connect_to(io, conn, &peer),
+            Ok(peer) => self.accept(io, conn, &peer),
             Err(error) => {
                 tracing::warn!(%error, "an RDMA offer is declined");
                 None
@@ -142,14 +192,14 @@ impl RdmaTransport {
         };
         let accepted = frame.header.reply(FrameKind::LinkReply, Status::Ok);
         if self.tell(io, conn, accepted, Some(offer.encode())) {
-            self.set_deadline(slot, io.now, COMMIT_MS);
+            self.set_deadline(slot, io.now, SWITCH_MS);
         } else {
-            self.stay(io, slot);
+            self.remove(slot);
         }
     }
 
     /// Our side of what the peer offers; `None` when that is not possible.
-    fn connect_to(&mut self, io: &mut TransportIo<'_>, conn: ConnId, peer: &Offer) -> Option<(u16, Offer)> {
+    fn accept(&mut self, io: &mut TransportIo<'_>, conn: ConnId, peer: &Offer) -> Option<(u16, Offer)> {
         self.shared(io)?;
         let slot = self.insert(conn, None, Phase::Answered, io.now)?;
         let made = self.make_path(io, slot).and_then(|offer| {
@@ -178,10 +228,10 @@ impl RdmaTransport {
     /// The other side has answered our offer.
     fn answered(&mut self, io: &mut TransportIo<'_>, slot: u16, frame: &Frame) {
         if frame.header.status != Status::Ok {
-            if let Some(to) = self.at(slot).and_then(|entry| entry.to) {
+            if let Some(to) = self.remove(slot).and_then(|entry| entry.to) {
                 self.peers.declined(to, io.now);
             }
-            return self.stay(io, slot);
+            return;
         }
         let connected = match read_offer(frame) {
             Ok(peer) => self.connect_pair(slot, &peer).map_err(|error| error.to_string()),
@@ -202,78 +252,65 @@ impl RdmaTransport {
     }
 
     /// The path does not work: says so, and stays on TCP.
-    fn give_up(&mut self, io: &mut TransportIo<'_>, slot: u16, why: &str) {
-        let Some(entry) = self.at(slot) else { return };
-        let (conn, to) = (entry.conn, entry.to);
-        // Nothing can be sent over it any more when the other side learns of it.
-        entry.path = None;
-        let pause_ms = to.map(|to| self.peers.failed(to, io.now));
-        let to = to.map(|to| to.to_string());
-        tracing::warn!(to, why, pause_ms, "RDMA does not work with this peer; the connection stays on TCP");
-        let given_up = Header { blocks: 1, ..Header::new(FrameKind::Link, 0) };
-        if self.tell(io, conn, given_up, None) {
-            self.stay(io, slot);
-        } else {
-            self.fail(io, slot, CloseReason::Broken(libc::ENOBUFS), "no room for a frame over TCP");
+    pub(crate) fn give_up(&mut self, io: &mut TransportIo<'_>, slot: u16, why: &str) {
+        // Nothing can come over it any more when the other side learns of it.
+        let told = self.tell_step(io, slot, LINK_ABANDON);
+        let conn = self.at(slot).map(|entry| entry.conn);
+        self.gone(io, slot, why);
+        if let Some(conn) = conn.filter(|_| !told) {
+            self.beneath(io, |beneath, io| beneath.close(io, conn, false));
         }
     }
 
-    /// The connection stays on TCP: what has waited is sent there.
-    fn stay(&mut self, io: &mut TransportIo<'_>, slot: u16) {
+    /// There is no path any more; the connection goes on over TCP.
+    fn gone(&mut self, io: &TransportIo<'_>, slot: u16, why: &str) {
         let Some(entry) = self.remove(slot) else { return };
-        let conn = entry.conn;
-        if entry.to.is_some() {
-            io.events.push_back(Event::Connected { conn });
-        }
-        for frame in entry.held {
-            // As many as its queue takes, which is empty but for the negotiation.
-            if self.beneath(io, |beneath, io| beneath.send(io, conn, frame)).is_err() {
-                self.beneath(io, |beneath, io| beneath.close(io, conn, false));
-                return;
-            }
-        }
-        if entry.draining {
-            self.beneath(io, |beneath, io| beneath.close(io, conn, true));
-        }
+        let pause_ms = entry.to.map(|to| self.peers.failed(to, io.now));
+        let to = entry.to.map(|to| to.to_string());
+        tracing::warn!(to, why, pause_ms, "RDMA does not work with this peer; the connection stays on TCP");
     }
 
     /// A message of the negotiation has come over RDMA.
     pub(crate) fn signal(&mut self, io: &mut TransportIo<'_>, slot: u16, signal: Signal) {
         let Some(entry) = self.at(slot) else { return };
-        let phase = entry.phase;
-        let Some(path) = &mut entry.path else { return };
-        match (signal, phase) {
-            (Signal::Probe, Phase::Answered) => path.link.signal(Kind::ProbeReply),
-            (Signal::ProbeReply, Phase::Probing) => {
-                path.link.signal(Kind::Commit);
-                let conn = entry.conn;
-                io.events.push_back(Event::Connected { conn });
-                self.open(io, slot);
-            }
-            (Signal::Commit, Phase::Answered) => self.open(io, slot),
+        match (signal, entry.phase, &mut entry.path) {
+            (Signal::Probe, Phase::Answered, Some(path)) => path.link.signal(Kind::ProbeReply),
+            (Signal::ProbeReply, Phase::Probing, _) => self.switch(io, slot),
             _ => self.fail(io, slot, CloseReason::Broken(libc::EPROTO), "a message of another phase"),
         }
     }
 
-    /// RDMA it is.
-    fn open(&mut self, io: &mut TransportIo<'_>, slot: u16) {
-        let Some(entry) = self.at(slot) else { return };
-        entry.phase = Phase::Open;
-        entry.deadline = None;
-        entry.progress.1 = io.now;
-        let held = std::mem::take(&mut entry.held);
-        if let Some(path) = &mut entry.path {
-            for frame in held {
-                // The link's queue is as long as the one that held them.
-                let _ = path.link.push(frame);
-            }
+    /// From now on we send over RDMA.
+    fn switch(&mut self, io: &mut TransportIo<'_>, slot: u16) {
+        if !self.tell_step(io, slot, LINK_SWITCH) {
+            // Its queue is full, and nothing was promised yet.
+            return self.give_up(io, slot, "no room for a frame over TCP");
         }
+        let Some(entry) = self.at(slot) else { return };
+        entry.phase = Phase::Switched;
+        entry.progress.1 = io.now;
+        entry.deadline = None;
         let round_trip_us = io.now.since(entry.probed) / 1000;
         let to = entry.to;
         if let Some(to) = to {
             tracing::info!(%to, round_trip_us, "a connection uses RDMA");
             self.peers.works(to);
+            self.set_deadline(slot, io.now, SWITCH_MS);
         }
+    }
+
+    /// The peer sends over RDMA: its last frame over TCP was this one.
+    fn peer_switched(&mut self, io: &mut TransportIo<'_>, slot: u16) {
+        if self.at(slot).is_some_and(|entry| entry.phase == Phase::Answered) {
+            self.switch(io, slot);
+        }
+        if let Some(entry) = self.at(slot) {
+            entry.peer_switched = true;
+            entry.deadline = None;
+            let conn = entry.conn;
+            self.beneath.forget_expected(conn);
+        }
+        self.deliver(io, slot);
         self.mark_dirty(slot);
     }
 
@@ -291,8 +328,9 @@ impl RdmaTransport {
             match entry.phase {
                 Phase::Offered => self.give_up(io, slot, "no answer to the offer"),
                 Phase::Probing => self.give_up(io, slot, "no answer to the probe"),
-                Phase::Answered => self.fail(io, slot, CloseReason::TimedOut, "no decision after our answer"),
-                Phase::Connecting | Phase::Open => {}
+                // The other side has given up, and says so, or has died.
+                Phase::Answered => drop(self.remove(slot)),
+                Phase::Switched => self.fail(io, slot, CloseReason::TimedOut, "the peer does not switch"),
             }
         }
     }

@@ -13,9 +13,7 @@ use crate::queue_pair::{Owner, Request, Shared, meaning};
 use crate::{Device, RdmaError};
 use io_uring::{opcode, types};
 use reactor::backend::{Polled, Transport, TransportIo};
-use reactor::{
-    CloseReason, ConnId, Event, Frame, Framing, Full, IoBuf, Mono, NetError, SEND_QUEUE_FRAMES, Token,
-};
+use reactor::{CloseReason, ConnId, Event, Frame, Framing, Full, IoBuf, Mono, NetError, Token};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -62,6 +60,10 @@ pub struct RdmaTransport {
     /// Connections that we are ending, with the reason that counts.
     ending: BTreeMap<ConnId, CloseReason>,
     pub(crate) peers: Peers,
+    /// Connections that we made, which may use RDMA sooner or later.
+    pub(crate) outgoing: BTreeMap<ConnId, SocketAddr>,
+    /// When to look whether to offer RDMA again.
+    pub(crate) offer_check: Option<Mono>,
     /// The channel is being watched by the ring.
     watching: bool,
     batch: Batch,
@@ -86,6 +88,8 @@ impl RdmaTransport {
             next_deadline: None,
             ending: BTreeMap::new(),
             peers: Peers::default(),
+            outgoing: BTreeMap::new(),
+            offer_check: None,
             watching: false,
             batch: Batch::default(),
             done: Vec::new(),
@@ -199,10 +203,13 @@ impl RdmaTransport {
     fn sort(&mut self, io: &mut TransportIo<'_>) {
         while let Some(event) = self.inbox.pop_front() {
             match event {
-                Event::Connected { conn } => match self.slots.get(&conn).copied() {
-                    Some(slot) => self.offer(io, slot),
-                    None => io.events.push_back(event),
-                },
+                Event::Connected { conn } => {
+                    io.events.push_back(event);
+                    if let Some(to) = self.outgoing.get(&conn).copied() {
+                        self.offer(io, conn, to);
+                        self.check_offers_later(io.now);
+                    }
+                }
                 Event::Frame { conn, frame } => self.frame_beneath(io, conn, frame),
                 Event::Closed { conn, reason } => self.closed(io, conn, reason),
                 other => io.events.push_back(other),
@@ -212,6 +219,7 @@ impl RdmaTransport {
 
     /// The connection beneath is no more.
     fn closed(&mut self, io: &mut TransportIo<'_>, conn: ConnId, reason: CloseReason) {
+        self.outgoing.remove(&conn);
         if let Some(slot) = self.slots.get(&conn).copied() {
             // What has arrived before the end comes before it.
             self.reap(io);
@@ -245,6 +253,10 @@ impl RdmaTransport {
         let Some(entry) = self.at(owner.slot).filter(|entry| entry.owner == owner) else { return };
         let Some(path) = &mut entry.path else { return };
         let signal = match (done.result, request) {
+            (Err(status), _) if entry.phase != Phase::Switched => {
+                let why = status_text(status);
+                return self.give_up(io, owner.slot, &why);
+            }
             (Err(status), _) => {
                 let why = status_text(status);
                 return self.fail(io, owner.slot, CloseReason::Broken(libc::EIO), &why);
@@ -269,17 +281,12 @@ impl RdmaTransport {
         }
     }
 
-    fn deliver(&mut self, io: &mut TransportIo<'_>, slot: u16) {
-        let Some(entry) = self.at(slot) else { return };
-        let (conn, phase) = (entry.conn, entry.phase);
-        let Some(path) = &mut entry.path else { return };
-        let mut early = false;
-        path.link.deliver(|frame| match phase {
-            Phase::Open => io.events.push_back(Event::Frame { conn, frame }),
-            _ => early = true,
-        });
-        if early {
-            self.fail(io, slot, CloseReason::Broken(libc::EPROTO), "a frame before the decision for RDMA");
+    /// Hands over what has come over RDMA, once everything has that was sent over TCP before.
+    pub(crate) fn deliver(&mut self, io: &mut TransportIo<'_>, slot: u16) {
+        let Some(entry) = self.at(slot).filter(|entry| entry.peer_switched) else { return };
+        let conn = entry.conn;
+        if let Some(path) = &mut entry.path {
+            path.link.deliver(|frame| io.events.push_back(Event::Frame { conn, frame }));
         }
     }
 
@@ -309,7 +316,8 @@ impl RdmaTransport {
 
     /// Closes a connection that is to be closed and has sent everything.
     fn finish_drain(&mut self, io: &mut TransportIo<'_>, slot: u16) {
-        let Some(entry) = self.at(slot).filter(|entry| entry.draining && entry.phase == Phase::Open) else {
+        let Some(entry) = self.at(slot).filter(|entry| entry.draining && entry.phase == Phase::Switched)
+        else {
             return;
         };
         if entry.path.as_ref().is_none_or(|path| path.link.is_drained())
@@ -331,7 +339,7 @@ impl RdmaTransport {
             }
             let stalled = io.now.since(entry.progress.1) >= STALL_MS * 1_000_000;
             let awaits = path.link.awaits_peer();
-            if stalled {
+            if stalled && entry.phase == Phase::Switched {
                 self.fail(io, slot, CloseReason::TimedOut, "the peer takes nothing any more");
             } else if awaits {
                 self.stall_check = Some(io.now.plus_ms(STALL_CHECK_MS));
@@ -339,8 +347,8 @@ impl RdmaTransport {
         }
     }
 
-    fn is_connecting(&mut self, slot: u16) -> bool {
-        self.at(slot).is_some_and(|entry| entry.phase == Phase::Connecting)
+    fn has_switched(&mut self, slot: u16) -> bool {
+        self.at(slot).is_some_and(|entry| entry.phase == Phase::Switched)
     }
 
     fn has_paths(&self) -> bool {
@@ -363,25 +371,25 @@ impl Transport for RdmaTransport {
 
     fn connect(&mut self, io: &mut TransportIo<'_>, to: SocketAddr, framing: Framing) -> ConnId {
         let conn = self.beneath(io, |beneath, io| beneath.connect(io, to, framing));
-        if framing == Framing::Frames && self.peers.may_try(to, io.now) && self.shared(io).is_some() {
-            self.insert(conn, Some(to), Phase::Connecting, io.now);
+        if framing == Framing::Frames && !matches!(self.state, State::Off) {
+            self.outgoing.insert(conn, to);
         }
         self.sort(io);
         conn
     }
 
     fn send(&mut self, io: &mut TransportIo<'_>, conn: ConnId, frame: Frame) -> Result<(), Full> {
-        let Some(slot) = self.slots.get(&conn).copied() else {
-            return self.beneath(io, |beneath, io| beneath.send(io, conn, frame));
-        };
-        let Some(entry) = self.at(slot).filter(|entry| !entry.draining) else { return Ok(()) };
-        match (entry.phase, &mut entry.path) {
-            (Phase::Open, Some(path)) => path.link.push(frame)?,
-            _ if entry.held.len() >= SEND_QUEUE_FRAMES => return Err(Full),
-            _ => entry.held.push_back(frame),
+        let slot = self.slots.get(&conn).copied();
+        let entry = slot.and_then(|slot| self.at(slot)).filter(|entry| entry.phase == Phase::Switched);
+        match entry.map(|entry| (entry.owner.slot, entry.draining, &mut entry.path)) {
+            Some((slot, false, Some(path))) => {
+                path.link.push(frame)?;
+                self.mark_dirty(slot);
+                Ok(())
+            }
+            Some(_) => Ok(()),
+            None => self.beneath(io, |beneath, io| beneath.send(io, conn, frame)),
         }
-        self.mark_dirty(slot);
-        Ok(())
     }
 
     fn send_bytes(&mut self, io: &mut TransportIo<'_>, conn: ConnId, bytes: IoBuf) -> Result<(), Full> {
@@ -390,7 +398,7 @@ impl Transport for RdmaTransport {
 
     fn close(&mut self, io: &mut TransportIo<'_>, conn: ConnId, after_flush: bool) {
         match self.slots.get(&conn).copied() {
-            Some(slot) if after_flush && !self.is_connecting(slot) => {
+            Some(slot) if after_flush && self.has_switched(slot) => {
                 if let Some(entry) = self.at(slot) {
                     entry.draining = true;
                 }
@@ -437,6 +445,9 @@ impl Transport for RdmaTransport {
         if self.stall_check.is_some_and(|at| at <= io.now) {
             self.check_stalls(io);
         }
+        if self.offer_check.is_some_and(|at| at <= io.now) {
+            self.offer_again(io);
+        }
         // Each once: what starves is tried again later.
         for _ in 0..self.dirty.len() {
             let Some(slot) = self.dirty.pop() else { break };
@@ -450,7 +461,7 @@ impl Transport for RdmaTransport {
     }
 
     fn deadline(&self) -> Option<Mono> {
-        let here = [self.next_deadline, self.starved_retry, self.stall_check];
+        let here = [self.next_deadline, self.starved_retry, self.stall_check, self.offer_check];
         here.into_iter().chain([self.beneath.deadline()]).flatten().min()
     }
 

@@ -400,6 +400,12 @@ impl Transport for TcpTransport {
         }
     }
 
+    fn forget_expected(&mut self, conn: ConnId) {
+        if let Some(found) = self.get(conn) {
+            found.recv.forget_expected();
+        }
+    }
+
     fn completed(&mut self, io: &mut TransportIo<'_>, data: u64, result: i32, flags: u32) {
         let slot = data as u32;
         match data >> 32 {

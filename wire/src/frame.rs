@@ -22,6 +22,12 @@ pub const META_BYTES_MAX: usize = OBJECT_BLOCKS * 4;
 pub const DATA_PAYLOAD_BYTES_MAX: usize = OBJECT_BYTES;
 /// Largest payload of a control frame: bounds what an unauthenticated peer can make us buffer.
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 1 << 20;
+/// `Link`: may this connection go on over RDMA?
+pub const LINK_OFFER: u16 = 0;
+/// `Link`: the offer no longer stands.
+pub const LINK_ABANDON: u16 = 1;
+/// `Link`: the sender's last frame here; what follows comes over RDMA.
+pub const LINK_SWITCH: u16 = 2;
 /// Largest offer of another transport.
 pub const LINK_PAYLOAD_BYTES_MAX: usize = 256;
 
@@ -124,10 +130,10 @@ kinds! {
     /// Its answer: `ListEntry`s of those that the member holds something of; the version's counter repeats the
     /// number.
     SubLookupReply = 45,
-    /// Between transports, never seen by what uses them: may this connection go on over RDMA? The offer is in the
-    /// payload. With `blocks` = 1 and no payload: it stays as it is after all.
+    /// Between transports, never seen by what uses them: a step on the way of this connection to RDMA, said by `blocks`:
+    /// `LINK_OFFER` (the offer is in the payload), `LINK_ABANDON`, `LINK_SWITCH`.
     Link = 46,
-    /// Its answer: `Ok` with the other side's part in the payload, or any other status: it stays as it is.
+    /// Answer to an offer: `Ok` with the other side's part in the payload, or any other status: no.
     LinkReply = 47,
 }
 

@@ -128,7 +128,6 @@ impl Incoming {
             Kind::Credits => None,
             Kind::Probe => Some(Signal::Probe),
             Kind::ProbeReply => Some(Signal::ProbeReply),
-            Kind::Commit => Some(Signal::Commit),
         };
         self.unposted.push(slot);
         Ok(signal)

@@ -46,8 +46,6 @@ pub(crate) enum Kind {
     Probe = 6,
     /// It does.
     ProbeReply = 7,
-    /// From the side that connected: this path is the connection from now on.
-    Commit = 8,
 }
 
 impl Kind {
@@ -60,7 +58,6 @@ impl Kind {
             5 => Self::Credits,
             6 => Self::Probe,
             7 => Self::ProbeReply,
-            8 => Self::Commit,
             _ => return None,
         })
     }
@@ -138,7 +135,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn immediate_data_means_the_same_at_both_ends(kind in 1u32..9, credits in 0..=CREDITS_MAX, value: u16) {
+        fn immediate_data_means_the_same_at_both_ends(kind in 1u32..8, credits in 0..=CREDITS_MAX, value: u16) {
             let sent = Immediate { kind: Kind::from_bits(kind).unwrap(), credits, value };
             prop_assert_eq!(Immediate::decode(sent.encode()), Some(sent));
         }
@@ -156,7 +153,7 @@ mod tests {
     #[test]
     fn unknown_kinds_and_short_heads_are_refused() {
         assert_eq!(Immediate::decode(0), None);
-        assert_eq!(Immediate::decode(9 << 28), None);
+        assert_eq!(Immediate::decode(8 << 28), None);
         assert_eq!(Descriptor::decode(&[0; DESCRIPTOR_AT + DESCRIPTOR_BYTES - 1]), None);
     }
 }

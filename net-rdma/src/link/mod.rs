@@ -99,7 +99,6 @@ pub(crate) enum Buffers {
 pub(crate) enum Signal {
     Probe,
     ProbeReply,
-    Commit,
 }
 
 /// The peer does not keep to the protocol. The connection is closed.

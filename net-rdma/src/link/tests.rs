@@ -116,6 +116,15 @@ fn contents(request: u64, len: usize) -> Vec<u8> {
     (0..len).map(|at| (at as u64 * 13 + request * 101 + (at as u64 >> 9)) as u8).collect()
 }
 
+/// A data frame whose payload is in this buffer.
+fn frame_in(request: u64, mut buf: IoBuf) -> Frame {
+    let bytes = contents(request, buf.len());
+    buf.as_mut_slice().unwrap().copy_from_slice(&bytes);
+    let mut header = Header::new(FrameKind::Write, request);
+    header.payload_len = buf.len() as u32;
+    Frame { header, crcs: BlockCrcs::of(&bytes), payload: Some(buf) }
+}
+
 fn frame(request: u64, len: usize, arena: &Arena) -> Frame {
     // Above what a data frame can have, and for each third, the payload does not lie in the arena.
     let data = len <= wire::frame::DATA_PAYLOAD_BYTES_MAX;
@@ -403,15 +412,10 @@ fn a_payload_that_needs_a_copy_gets_through_although_the_arena_is_full_of_those_
     let mut pair = Pair::new(2 << 20);
     // Beyond what the arena serves, so from the heap.
     pair.take(Step::Push { side: 0, len: 1 << 20 });
-    while let Ok(all) = pair.ends[0].arena.alloc(4096) {
-        let end = &mut pair.ends[0];
-        let request = pair.sent[0].len() as u64;
-        drop(all);
-        let frame = frame(request, 4096, &end.arena);
-        if frame.payload.as_ref().is_some_and(IoBuf::is_arena) || request.is_multiple_of(3) {
-            end.link.push(frame).unwrap();
-            pair.sent[0].push((request, 4096));
-        }
+    while let Ok(block) = pair.ends[0].arena.alloc(4096) {
+        let (end, request) = (&mut pair.ends[0], pair.sent[0].len() as u64);
+        end.link.push(frame_in(request, block)).unwrap();
+        pair.sent[0].push((request, 4096));
     }
     pair.settle();
     pair.check_all_arrived();

@@ -41,6 +41,8 @@ pub trait Transport {
     fn close(&mut self, io: &mut TransportIo<'_>, conn: ConnId, after_flush: bool);
     /// See `Net::expect`.
     fn expect(&mut self, conn: ConnId, request: u64, into: IoBuf);
+    /// Nothing that `expect` announced on this connection will come: nothing may be written there any more.
+    fn forget_expected(&mut self, _conn: ConnId) {}
     /// A submission with user data `data` completed. `flags` as in the completion queue entry.
     fn completed(&mut self, io: &mut TransportIo<'_>, data: u64, result: i32, flags: u32);
     /// Called before every submission: turns what is queued into submissions, retries what waits for
