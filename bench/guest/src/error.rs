@@ -43,6 +43,9 @@ pub enum GuestError {
     /// A path that QEMU's command line cannot carry.
     #[error("{0} contains a space or comma: choose another place with DRYSTONE_GUEST_CACHE")]
     Path(PathBuf),
+    /// Another run is at work.
+    #[error("another run uses {0}")]
+    InUse(PathBuf),
     /// A file that says something else than was written there.
     #[error("{what} is not valid: {why}")]
     Malformed {

@@ -22,8 +22,9 @@ mod run;
 use clap::{Parser, Subcommand};
 use cli::output;
 use error::GuestError;
+use prepare::Tools;
 use run::Run;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Boots a guest with NVMe drives and RDMA, and runs tests in it.
@@ -70,15 +71,11 @@ fn main() -> ExitCode {
 
 fn carry_out(command: Command) -> Result<bool, GuestError> {
     match command {
-        Command::Prepare => prepare::prepare(&prepare::cache()?).map(|_| true),
+        Command::Prepare => with_tools(|_, _| Ok(true)),
         Command::Run { filter } => {
-            let cache = prepare::cache()?;
-            Run::new(&prepare::prepare(&cache)?, &cache, filter.as_deref())?.all()
+            with_tools(|tools, cache| Run::new(tools, cache, filter.as_deref())?.all())
         }
-        Command::Shell => {
-            let cache = prepare::cache()?;
-            run::shell(&prepare::prepare(&cache)?, &cache).map(|()| true)
-        }
+        Command::Shell => with_tools(|tools, cache| run::shell(tools, cache).map(|()| true)),
         Command::Ls => {
             for test in &inside::TESTS {
                 output::line(&format!("{:<44} {}", test.name, test.about))?;
@@ -87,4 +84,11 @@ fn carry_out(command: Command) -> Result<bool, GuestError> {
         }
         Command::Inside { share } => inside::run(&share),
     }
+}
+
+/// Fetches what is missing and does something with it, alone in the cache's directory.
+fn with_tools(work: impl FnOnce(&Tools, &Path) -> Result<bool, GuestError>) -> Result<bool, GuestError> {
+    let cache = prepare::cache()?;
+    let _lock = prepare::lock(&cache)?;
+    work(&prepare::prepare(&cache)?, &cache)
 }

@@ -45,6 +45,8 @@ pub struct TestProgram {
 pub struct Manifest {
     /// The `drystone` program.
     pub drystone: PathBuf,
+    /// fio's engine.
+    pub engine: PathBuf,
     /// Test programs.
     pub test_programs: Vec<TestProgram>,
     /// Whether drives lose on a power cut what was not flushed.

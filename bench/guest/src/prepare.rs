@@ -5,6 +5,8 @@
 use crate::apt::{Apt, codename};
 use crate::error::GuestError;
 use crate::program;
+use rustix::fs::FlockOperation;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -50,6 +52,21 @@ pub fn cache() -> Result<PathBuf, GuestError> {
         return Err(GuestError::Path(dir));
     }
     Ok(dir)
+}
+
+/// Held as long as a run uses the directory: a second one would take its files away.
+pub struct CacheLock(#[allow(dead_code, reason = "locks as long as it is open")] File);
+
+/// Locks the directory, or says that somebody else has.
+pub fn lock(cache: &Path) -> Result<CacheLock, GuestError> {
+    let path = cache.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(GuestError::io(format!("open {}", path.display())))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(CacheLock(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(GuestError::InUse(cache.into())),
+        Err(error) => Err(GuestError::io(format!("lock {}", path.display()))(error.into())),
+    }
 }
 
 /// Fetches what is missing.

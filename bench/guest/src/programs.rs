@@ -1,4 +1,4 @@
-//! What the guest runs, built here: the `drystone` program and programs with tests.
+//! What the guest runs, built here: the `drystone` program, fio's engine, and programs with tests.
 //!
 //! The guest sees the machine's files, so nothing is copied: paths are enough.
 
@@ -43,16 +43,22 @@ fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Builds `drystone` and returns its path.
-pub fn build_drystone() -> Result<PathBuf, GuestError> {
+/// Builds `drystone` and fio's engine, and returns their paths.
+pub fn build_drystone() -> Result<(PathBuf, PathBuf), GuestError> {
     let mut command = cargo();
-    command.args(["build", "--release", "-p", "cli", "--message-format", "json"]);
+    command.args(["build", "--release", "-p", "cli", "-p", "drystone_fio", "--message-format", "json"]);
     let text = program::run(&mut command)?;
     let found = messages(&text).find_map(|message| {
         let name = message.target?.name;
         message.executable.filter(|_| name == "drystone")
     });
-    found.ok_or_else(|| GuestError::Missing("the built program drystone".into()))
+    let drystone = found.ok_or_else(|| GuestError::Missing("the built program drystone".into()))?;
+    let engine = drystone.with_file_name("libdrystone_fio.so");
+    if engine.is_file() {
+        Ok((drystone, engine))
+    } else {
+        Err(GuestError::Missing(engine.display().to_string()))
+    }
 }
 
 /// Builds the test programs.

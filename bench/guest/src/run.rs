@@ -77,6 +77,8 @@ pub struct Run<'a> {
     /// Everything of this run: images, the shared directory, the console's output.
     dir: PathBuf,
     drystone: PathBuf,
+    /// fio's engine.
+    engine: PathBuf,
     test_programs: Vec<TestProgram>,
     filter: Option<&'a str>,
     deadline: Deadline,
@@ -101,10 +103,12 @@ impl<'a> Run<'a> {
     pub fn new(tools: &'a Tools, cache: &Path, filter: Option<&'a str>) -> Result<Self, GuestError> {
         let dir = cache.join("run");
         anew(&dir)?;
+        let (drystone, engine) = programs::build_drystone()?;
         Ok(Self {
             tools,
             dir,
-            drystone: programs::build_drystone()?,
+            drystone,
+            engine,
             test_programs: programs::build_tests()?,
             filter,
             deadline: Deadline::after(RUN_LIMIT),
@@ -217,10 +221,15 @@ impl<'a> Run<'a> {
 
     fn boot(&self, boot: &Boot<'_>) -> Result<Guest, GuestError> {
         let share = self.share(boot)?;
-        let (drystone, test_programs) = (self.drystone.clone(), self.test_programs.clone());
-        let volatile = boot.drives.iter().any(Drive::is_volatile);
-        Manifest { drystone, test_programs, volatile, cuts: boot.cuts, tests: boot.tests.clone() }
-            .write(&share)?;
+        Manifest {
+            drystone: self.drystone.clone(),
+            engine: self.engine.clone(),
+            test_programs: self.test_programs.clone(),
+            volatile: boot.drives.iter().any(Drive::is_volatile),
+            cuts: boot.cuts,
+            tests: boot.tests.clone(),
+        }
+        .write(&share)?;
         let own = std::env::current_exe().map_err(GuestError::io("find this program"))?;
         let program = Some(vec![own.into(), "inside".into(), share.clone().into()]);
         eprintln!("guest: boot '{}'", boot.name);

@@ -1,9 +1,9 @@
 //! The production environment: one loop per core on one io_uring.
 //!
-//! `core` is the loop, `ring` its io_uring, `polled` a second one for drives that are polled, `disk_file` and `disk` the drives, `device` what the kernel says of them, `mesh` the rings between
-//! cores, `transport` the seam behind which `net-tcp` and `net-rdma` live. `launch` starts a node's cores
-//! on threads that glommio pins; `foreign` drives the same loop from somebody else's thread (fio, QEMU), for
-//! which `host_thread` can make one.
+//! `core` is the loop, `ring` its io_uring, `polled` a second one for drives that are polled, `disk_file` and `disk`
+//! the drives, `device` what the kernel says of them, `mesh` the rings between cores, `transport` the seam behind
+//! which `net-tcp` and `net-rdma` live. `launch` starts a node's cores on threads that glommio pins; `foreign` drives
+//! the same loop from somebody else's thread (fio, QEMU), for which `host_thread` can make one.
 //!
 //! Nothing outside this module and the transports names io_uring, glommio, sockets or threads. Start
 //! reading at `core`.

@@ -83,6 +83,11 @@ impl Nodes {
         Ok(Cluster::at(&self.fleet.controls())?)
     }
 
+    /// Control addresses, as `--cluster` wants them.
+    pub fn cluster_flag(&self) -> String {
+        self.fleet.cluster_flag()
+    }
+
     /// Control addresses.
     pub fn controls(&self) -> Vec<SocketAddr> {
         self.fleet.controls()

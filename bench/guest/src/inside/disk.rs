@@ -87,7 +87,7 @@ pub fn a_zoned_drive_is_refused(context: &Context) -> Result<(), GuestError> {
     }
 }
 
-pub fn fio_verifies_what_it_wrote(_: &Context) -> Result<(), GuestError> {
+pub fn fio_verifies_a_partition(_: &Context) -> Result<(), GuestError> {
     let partition = Drive::with_serial("parts")?.partition(4)?;
     tool(
         "fio",

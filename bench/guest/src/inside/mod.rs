@@ -104,15 +104,15 @@ pub const TESTS: [Test; 16] = [
     },
     Test {
         name: "three_nodes_serve_an_image_from_partitions",
-        about: "import, export and compare, on polled drives; all disks are in order afterwards",
+        about: "import, export and compare, fio with verification; drives are polled, and in order afterwards",
         phases: ORDINARY,
         run: serving::three_nodes_serve_an_image_from_partitions,
     },
     Test {
-        name: "fio_verifies_what_it_wrote",
+        name: "fio_verifies_a_partition",
         about: "fio writes and verifies a partition with io_uring: the rig itself is sound",
         phases: ORDINARY,
-        run: disk::fio_verifies_what_it_wrote,
+        run: disk::fio_verifies_a_partition,
     },
     Test {
         name: "a_drive_is_pulled_and_its_node_lives_on",

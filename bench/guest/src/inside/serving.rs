@@ -4,12 +4,16 @@ use super::Context;
 use super::cluster::{IMAGE, Nodes, POOL};
 use super::drive::Drive;
 use super::pattern::{self, Rng};
-use super::system::{Mount, utf8};
+use super::system::{LIMIT, Mount, utf8};
 use crate::error::{GuestError, demand};
+use cli::deadline::Deadline;
+use cli::fio::{FioJob, Target};
 use std::path::Path;
 
 /// Bytes of the imported image.
 const IMPORT_BYTES: usize = 24 << 20;
+/// Size of the image that fio verifies.
+const FIO_BYTES: &str = "4MiB";
 /// Blocks of the image that is written while a drive is pulled, and how many writes come before and after.
 const BLOCKS: u64 = 2048;
 const WRITES: u64 = 150;
@@ -40,6 +44,7 @@ pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(
     nodes.command(&["image", "export", IMAGE, utf8(target)?])?;
     let back = std::fs::read(target).map_err(GuestError::io("read the exported image"))?;
     demand(back == bytes, || "the exported image differs from what was imported".into())?;
+    verify_with_fio(context, &nodes)?;
     for index in 0..disks.len() {
         demand(nodes.polled(index)? > 0.0, || format!("node {} has polled for nothing", index + 1))?;
     }
@@ -47,6 +52,27 @@ pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(
         std::fs::remove_file(path).map_err(GuestError::io(format!("remove {}", path.display())))?;
     }
     nodes.end(&[])
+}
+
+/// Stock fio writes an image through the engine, reads it back and verifies it.
+fn verify_with_fio(context: &Context, nodes: &Nodes) -> Result<(), GuestError> {
+    const NAME: &str = "fio";
+    nodes.command(&["image", "create", NAME, "--pool", POOL, "--size", FIO_BYTES])?;
+    let job = FioJob {
+        name: "verify".into(),
+        rw: "randwrite",
+        bs: "4k",
+        depth: 8,
+        extra: ["--size=100%", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0"]
+            .map(str::to_owned)
+            .to_vec(),
+    };
+    let (engine, image) = (context.manifest.engine.clone(), NAME.to_owned());
+    let target = Target::Image { engine, cluster: nodes.cluster_flag(), image };
+    let mut run = job.spawn(&target, Path::new("/dev/shm"))?;
+    let late = || GuestError::TimedOut { what: "fio to end".into(), seconds: LIMIT.as_secs() };
+    let result = run.wait_until(Deadline::after(LIMIT))?.ok_or_else(late)?;
+    demand(result.ios > 0, || "fio has done nothing".into())
 }
 
 /// The third node has two disks; the drive of one is pulled while a client writes.
