@@ -267,6 +267,7 @@ impl RdmaTransport {
         let Some(entry) = self.remove(slot) else { return };
         let pause_ms = entry.to.map(|to| self.peers.failed(to, io.now));
         let to = entry.to.map(|to| to.to_string());
+        io.stats.rdma_refusals.add(1);
         tracing::warn!(to, why, pause_ms, "RDMA does not work with this peer; the connection stays on TCP");
     }
 
@@ -288,6 +289,7 @@ impl RdmaTransport {
         }
         let Some(entry) = self.at(slot) else { return };
         entry.phase = Phase::Switched;
+        io.stats.rdma_switches.add(1);
         entry.progress.1 = io.now;
         entry.deadline = None;
         let round_trip_us = io.now.since(entry.probed) / 1000;

@@ -183,6 +183,7 @@ impl RdmaTransport {
         let Some(entry) = self.remove(slot) else { return };
         let pause_ms = entry.to.map(|to| self.peers.failed(to, io.now));
         let (peer, phase) = (entry.to.map(|to| to.to_string()), entry.phase);
+        io.stats.rdma_breaks.add(1);
         tracing::warn!(peer, ?phase, why, tcp_for_ms = pause_ms, "an RDMA connection broke");
         self.ending.insert(entry.conn, reason);
         self.beneath(io, |beneath, io| beneath.close(io, entry.conn, false));
@@ -195,7 +196,8 @@ impl RdmaTransport {
         call: impl FnOnce(&mut dyn Transport, &mut TransportIo<'_>) -> R,
     ) -> R {
         let Self { beneath, inbox, .. } = self;
-        let mut io = TransportIo { ring: &mut *io.ring, arena: io.arena, events: inbox, now: io.now };
+        let mut io =
+            TransportIo { ring: &mut *io.ring, arena: io.arena, events: inbox, now: io.now, stats: io.stats };
         call(beneath.as_mut(), &mut io)
     }
 
@@ -458,6 +460,7 @@ impl Transport for RdmaTransport {
         }
         self.beneath(io, |beneath, io| beneath.prepare(io));
         self.sort(io);
+        io.stats.rdma_connections.set((self.entries.len() - self.free.len()) as u64);
     }
 
     fn deadline(&self) -> Option<Mono> {

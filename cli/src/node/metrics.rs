@@ -61,6 +61,14 @@ const FAMILIES: &[Family] = &[
     gauge("drystone_loop_buffer_registered_bytes", "Buffers registered with the kernel.", |s| {
         &s.arena_registered_bytes
     }),
+    gauge("drystone_rdma_connections", "Connections that use RDMA, or are about to.", |s| {
+        &s.rdma_connections
+    }),
+    counter("drystone_rdma_switches_total", "Connections that have switched to RDMA.", |s| &s.rdma_switches),
+    counter("drystone_rdma_refusals_total", "Times RDMA with a peer came to nothing: TCP went on.", |s| {
+        &s.rdma_refusals
+    }),
+    counter("drystone_rdma_breaks_total", "Connections that broke while they used RDMA.", |s| &s.rdma_breaks),
     counter("drystone_heap_allocations_total", "Heap allocations of the core's thread.", |s| {
         &s.heap_allocations
     }),

@@ -175,8 +175,13 @@ impl CoreEnv {
     }
 
     fn net<R>(&mut self, call: impl FnOnce(&mut dyn Transport, &mut TransportIo<'_>) -> R) -> R {
-        let mut io =
-            TransportIo { ring: &mut self.ring, arena: &self.arena, events: &mut self.events, now: self.now };
+        let mut io = TransportIo {
+            ring: &mut self.ring,
+            arena: &self.arena,
+            events: &mut self.events,
+            now: self.now,
+            stats: &self.stats,
+        };
         call(self.transport.as_mut(), &mut io)
     }
 

@@ -17,12 +17,12 @@ impl Counter {
     }
 
     /// Adds; for the one writer only (a plain load and store, no locked instruction).
-    pub(crate) fn add(&self, n: u64) {
+    pub fn add(&self, n: u64) {
         self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
     }
 
     /// Sets; for the one writer only.
-    pub(crate) fn set(&self, n: u64) {
+    pub fn set(&self, n: u64) {
         self.0.store(n, Ordering::Relaxed);
     }
 
@@ -62,6 +62,14 @@ pub struct CoreStats {
     pub polled_ops: Counter,
     /// Disk operations in flight (gauge).
     pub disk_in_flight: Counter,
+    /// Connections that use RDMA (gauge).
+    pub rdma_connections: Counter,
+    /// Connections that have switched to RDMA.
+    pub rdma_switches: Counter,
+    /// Times RDMA was tried with a peer in vain: the connection stayed on TCP.
+    pub rdma_refusals: Counter,
+    /// Connections that broke while they used RDMA.
+    pub rdma_breaks: Counter,
     /// Heap allocations of the core's thread, when the binary counts them (`CountingHeap`).
     pub heap_allocations: Counter,
     /// Bytes of the arena in use (gauge, sampled at every park).

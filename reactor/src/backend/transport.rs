@@ -4,6 +4,7 @@
 //! user data, gets their completions back, and appends events. It is called on the core's thread only.
 
 use super::ring::Ring;
+use super::stats::CoreStats;
 use crate::buf::{Arena, IoBuf};
 use crate::env::{CloseReason, ConnId, Event, Frame, Framing, Full, Mono, NetError, Token};
 use std::collections::VecDeque;
@@ -19,6 +20,8 @@ pub struct TransportIo<'a> {
     pub events: &'a mut VecDeque<Event>,
     /// Time, as of this batch.
     pub now: Mono,
+    /// What the core counts.
+    pub stats: &'a CoreStats,
 }
 
 /// One core's connections.
