@@ -1,6 +1,7 @@
 //! A cluster of node processes to do harm to: its network, its disks, and what is known of its state.
 
 use crate::error::ChaosError;
+use crate::faulty::{Fault, FaultyDisk};
 use crate::isolate::{self, Isolation};
 use crate::net::Net;
 use crate::rng::Rng;
@@ -46,6 +47,26 @@ pub struct RigPlan {
     pub min_copies: Option<u8>,
     /// Placement groups.
     pub pgs: u32,
+    /// Whether every node has a second disk that can be made to fail.
+    pub faulty_disks: bool,
+    /// Further flags of the nodes.
+    pub flags: &'static [&'static str],
+}
+
+impl Default for RigPlan {
+    /// Three nodes with one disk each, three copies.
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            voters: 3,
+            disk_bytes: 2 << 30,
+            copies: 3,
+            min_copies: None,
+            pgs: 16,
+            faulty_disks: false,
+            flags: &[],
+        }
+    }
 }
 
 /// Programs that this one starts.
@@ -81,9 +102,18 @@ pub struct Rig {
     programs: Programs,
     /// Nodes that ought to run.
     running: BTreeSet<usize>,
+    /// Every node's second disk, where it has one.
+    pub faulty: Vec<FaultyDisk>,
     mounts: Vec<Mount>,
     dir: tempfile::TempDir,
     stop: Stop,
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // A process does not end before its operations have.
+        self.faulty.iter().for_each(|disk| disk.set(Fault::None));
+    }
 }
 
 /// A disk's own tmpfs. It is unmounted when dropped.
@@ -120,9 +150,14 @@ impl Rig {
         for index in 0..plan.nodes {
             add(&mut fleet, &mut net, &mut mounts, index < plan.voters)?;
         }
+        fleet.add_flags(plan.flags);
+        let mut faulty = Vec::new();
+        for index in 0..if plan.faulty_disks { plan.nodes } else { 0 } {
+            faulty.push(add_faulty(&mut fleet, index, plan.disk_bytes)?);
+        }
         let admin = Cluster::at(&fleet.controls())?;
-        let (programs, stop) = (programs.clone(), stop.clone());
-        let mut rig = Self { fleet, net, admin, programs, running: BTreeSet::new(), mounts, dir, stop };
+        let (programs, stop, running) = (programs.clone(), stop.clone(), BTreeSet::new());
+        let mut rig = Self { fleet, net, admin, programs, running, faulty, mounts, dir, stop };
         rig.start_nodes(&(0..plan.nodes).collect::<Vec<_>>())?;
         rig.admin.create_pool(&PoolSpec {
             name: POOL.into(),
@@ -331,6 +366,16 @@ impl Rig {
         Ok(disks.iter().flat_map(|disk| disk.slices.iter().map(|slice| slice.id)).collect())
     }
 
+    /// The slices of a node's second disk.
+    pub fn faulty_slices(&mut self, index: usize) -> Result<BTreeSet<SliceId>, ChaosError> {
+        let lacks = || ChaosError::Demand(format!("node {} has no second disk", index + 1));
+        let path = self.faulty.get(index).ok_or_else(lacks)?.path.display().to_string();
+        let found = self.admin.get::<Node>(&key::node(NodeId(index as u64 + 1)))?;
+        let disks = found.map(|(node, _)| node.disks).unwrap_or_default();
+        let disk = disks.iter().find(|disk| disk.path == path).ok_or_else(lacks)?;
+        Ok(disk.slices.iter().map(|slice| slice.id).collect())
+    }
+
     /// Of how many placement groups each node is primary.
     pub fn primaries(&mut self) -> Result<Vec<usize>, ChaosError> {
         let records = self.records()?;
@@ -408,15 +453,18 @@ impl Rig {
         self.running.clear();
         self.fleet.stop_all()?;
         for index in 0..self.nodes() {
-            self.check_disk(index)?;
+            self.check_disk(index, &self.disk(index)?)?;
+        }
+        for (index, disk) in self.faulty.iter().enumerate() {
+            self.check_disk(index, &disk.path)?;
         }
         self.no_panics()
     }
 
     /// Runs the offline check on a stopped node's disk; an error carries what it found.
-    fn check_disk(&self, index: usize) -> Result<(), ChaosError> {
+    fn check_disk(&self, index: usize, disk: &Path) -> Result<(), ChaosError> {
         let mut command = Command::new(&self.programs.drystone);
-        command.args(["disk", "check", "--data"]).arg(self.disk(index)?).stdin(Stdio::null());
+        command.args(["disk", "check", "--data"]).arg(disk).stdin(Stdio::null());
         let output = command.output().map_err(ChaosError::io("run `drystone disk check`"))?;
         if output.status.success() {
             return Ok(());
@@ -466,4 +514,11 @@ fn add(fleet: &mut Fleet, net: &mut Net, mounts: &mut Vec<Mount>, voter: bool) -
         mounts.push(Mount(place.clone()));
     }
     Ok(fleet.add(control, place.join("disk"), voter)?)
+}
+
+fn add_faulty(fleet: &mut Fleet, index: usize, bytes: u64) -> Result<FaultyDisk, ChaosError> {
+    let dir = fleet.nodes.get(index).ok_or(CliError::NoCluster)?.dir.clone();
+    let disk = FaultyDisk::mount(&dir.join("faulty"), &dir.join("faulty-bytes"), bytes)?;
+    fleet.add_disk(index, disk.path.clone())?;
+    Ok(disk)
 }
