@@ -21,8 +21,15 @@ use crate::store::{Life, OpKind, SliceStore};
 use crate::superblock::SliceSuper;
 use crate::types::*;
 
-/// Blocks read at a time: one read of 256 KiB.
+/// Blocks of the log read at a time: one read of 256 KiB, as each waits for the one before.
 const WINDOW_BLOCKS: u64 = 64;
+/// Pages read at a time. All of one read are taken in with one event: some 200 objects, a third of a millisecond
+/// where they are many blocks in many places.
+const PAGES_READ: u32 = 16;
+/// Records of the log decoded or replayed in one step, each counted once for both: half a millisecond.
+const RECORDS_STEP: usize = 1024;
+/// Blocks of the log marked as used in one step.
+const LOG_BLOCKS_STEP: usize = 16_384;
 /// Reads in flight while the page map and the pages are loaded.
 const READS_IN_FLIGHT: u32 = 16;
 /// Pages made room for in one step: some 0.7 MiB of index, which the kernel gives page by page, half a millisecond.
@@ -38,6 +45,8 @@ const PAGES: u32 = 4;
 const FLUSH: u32 = 5;
 const TICK: u32 = 6;
 const GROW: u32 = 7;
+const WALK: u32 = 8;
+const END: u32 = 9;
 
 /// A commit that the walk has accepted and replay has not applied.
 struct Pending {
@@ -51,6 +60,8 @@ pub(crate) struct Opening {
     expect: Expect,
     /// Where the next commit is expected.
     at: u64,
+    /// The part of the log that was read last, and where it begins.
+    window: Option<IoBuf>,
     window_start: u64,
     durable: u64,
     pending: VecDeque<Pending>,
@@ -60,6 +71,8 @@ pub(crate) struct Opening {
     level: u8,
     cursor: u32,
     outstanding: u32,
+    /// Blocks of the log that are marked as used.
+    marked: usize,
     report: OpenReport,
     /// Where the log goes on.
     next: u64,
@@ -74,6 +87,7 @@ impl SliceStore {
         self.opening = Some(Box::new(Opening {
             expect,
             at: 0,
+            window: None,
             window_start: 0,
             durable: 0,
             pending: VecDeque::new(),
@@ -82,6 +96,7 @@ impl SliceStore {
             level: 2,
             cursor: 0,
             outstanding: 0,
+            marked: 0,
             report: OpenReport::default(),
             next: 0,
             last: 0,
@@ -97,6 +112,12 @@ impl SliceStore {
         };
         let op = DiskOp::Read { offset: self.byte_of(block), buf };
         self.submit(env, OpKind::Open { a, b }, op);
+    }
+
+    /// Comes back in a step of its own: the others on this core have their turn first. Only a completion brings
+    /// the store back, and every device has its first block.
+    fn pause(&mut self, env: &mut dyn Env, then: u32) {
+        self.open_read(env, then, 0, 0, 1);
     }
 
     fn open_failed(&mut self, why: OpenError) {
@@ -128,7 +149,11 @@ impl SliceStore {
         }
         let done = match (a, op) {
             (SUPER, DiskOp::Read { buf, .. }) => self.open_super(env, &mut o, &buf),
-            (LOG, DiskOp::Read { buf, .. }) => self.open_log(env, &mut o, &buf),
+            (LOG, DiskOp::Read { buf, .. }) => {
+                o.window = Some(buf);
+                self.walk_log(env, &mut o)
+            }
+            (WALK, _) => self.walk_log(env, &mut o),
             (TAIL, DiskOp::Read { buf, .. }) => self.open_tail(env, &mut o, &buf),
             (NODE, DiskOp::Read { buf, .. }) => self.open_node(env, &mut o, b, &buf),
             (PAGES, DiskOp::Read { buf, .. }) => self.open_pages(env, &mut o, b, &buf),
@@ -140,6 +165,7 @@ impl SliceStore {
                 self.make_place(env, &mut o);
                 Ok(())
             }
+            (END, _) => self.end_of_pages(env, &mut o),
             (FLUSH, _) => {
                 self.open_incarnation(env, &o);
                 Ok(())
@@ -184,9 +210,9 @@ impl SliceStore {
         self.table.grow(pages);
         self.index.grow(pages * SLOTS_PER_PAGE as u32);
         if pages < self.superblock.pages {
-            // Only a completion brings us back here: let the others on this core have their turn.
-            self.open_read(env, GROW, 0, 0, 1);
+            self.pause(env, GROW);
         } else {
+            self.index.expect(self.superblock.pages * SLOTS_PER_PAGE as u32);
             self.read_window(env, o);
         }
     }
@@ -197,9 +223,21 @@ impl SliceStore {
         self.open_read(env, LOG, 0, o.at, n);
     }
 
-    /// Walks the chain as far as this window shows it.
-    fn open_log(&mut self, env: &mut dyn Env, o: &mut Opening, buf: &IoBuf) -> Result<(), OpenError> {
+    /// Walks the chain as far as this window shows it, some records at a time.
+    fn walk_log(&mut self, env: &mut dyn Env, o: &mut Opening) -> Result<(), OpenError> {
+        let Some(buf) = o.window.take() else { return Ok(()) };
+        let mut records = 0;
         loop {
+            if records >= RECORDS_STEP {
+                o.window = Some(buf);
+                self.pause(env, WALK);
+                return Ok(());
+            }
+            if let Some(durable) = o.pending.front().filter(|p| p.header.number <= o.durable) {
+                records += usize::from(durable.header.records);
+                self.apply_pending(o)?;
+                continue;
+            }
             let Some(at) =
                 o.at.checked_sub(o.window_start).filter(|at| (*at as usize) < buf.len() / BLOCK_BYTES)
             else {
@@ -211,15 +249,13 @@ impl SliceStore {
                 Records::new(block.as_slice(), header, self.blocks).all(|record| record.is_some())
             });
             let Some(header) = accepted else { break };
+            records += usize::from(header.records);
             o.durable = o.durable.max(header.durable);
             // The window's memory would be held by a slice of it: keep a copy while the commit waits.
             let kept = IoBuf::copy_of(block.as_slice()).map_err(|_| OpenError::Disk(DiskError::Io(0)))?;
             o.pending.push_back(Pending { header, addr: o.at, block: kept });
             o.expect.number += 1;
             o.at = header.next;
-            while o.pending.front().is_some_and(|p| p.header.number <= o.durable) {
-                self.apply_pending(o)?;
-            }
         }
         self.next_tail(env, o)
     }
@@ -444,16 +480,17 @@ impl SliceStore {
                 self.open_page(first, None)?;
                 o.cursor += 1;
                 empty += 1;
-                if empty >= EMPTY_PAGES_STEP && o.outstanding == 0 {
-                    // Only a completion brings us back here: let the others on this core have their turn.
-                    o.outstanding += 1;
-                    self.open_read(env, TICK, 0, 0, 1);
+                if empty >= EMPTY_PAGES_STEP {
+                    if o.outstanding == 0 {
+                        o.outstanding += 1;
+                        self.pause(env, TICK);
+                    }
                     return Ok(());
                 }
                 continue;
             }
             let mut n = 1;
-            while n < WINDOW_BLOCKS as u32 && self.table.get(first + n).addr == at + u64::from(n) {
+            while n < PAGES_READ && self.table.get(first + n).addr == at + u64::from(n) {
                 n += 1;
             }
             o.cursor += n;
@@ -559,11 +596,16 @@ impl SliceStore {
 
     /// Everything is known: the log's blocks, its end, and a place for what follows.
     fn end_of_pages(&mut self, env: &mut dyn Env, o: &mut Opening) -> Result<(), OpenError> {
-        let log = std::mem::take(&mut self.active.log_blocks);
-        for block in &log {
-            self.use_block(*block)?;
+        let until = o.marked.saturating_add(LOG_BLOCKS_STEP).min(self.active.log_blocks.len());
+        for at in o.marked..until {
+            let block = self.active.log_blocks.get(at).copied().unwrap_or_default();
+            self.use_block(block)?;
         }
-        self.active.log_blocks = log;
+        o.marked = until;
+        if until < self.active.log_blocks.len() {
+            self.pause(env, END);
+            return Ok(());
+        }
         self.use_block(o.next)?;
         self.log.head = Run { start: o.next, len: 1 };
         let want = (self.space.free_blocks() / 32).min(1023);
