@@ -135,7 +135,7 @@ impl Watch {
         } else if self.outlier >= SLOW_OUT_TICKS {
             let (ms, from_ms) = (self.service_ns / 1_000_000, self.outlier_ns / 1_000_000);
             Verdict::Bad(format!(
-                "disk is slow beside the others: {ms} ms per operation, {from_ms} ms is far too long"
+                "disk is slow beside the others: {ms} ms per operation, and {from_ms} ms is a multiple of what they need"
             ))
         } else {
             Verdict::Fine

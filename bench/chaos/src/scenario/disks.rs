@@ -124,8 +124,18 @@ fn goes_out(stage: &mut Stage, victim: usize) -> Result<(), ChaosError> {
     Ok(())
 }
 
-/// The node stops cleanly while its disk is as it is, and starts with one that works.
+/// The node stops cleanly while its disk is as it is, or has come to life again with all that it was given, and starts
+/// with one that works.
 fn comes_back(stage: &mut Stage, victim: usize) -> Result<(), ChaosError> {
+    if stage.rng.percent(30) {
+        stage.say("the disk works again, which comes too late");
+        disk(stage, victim)?.set(Fault::None);
+        stage.operations(200)?;
+        let bad = stage.rig.faulty_slices(victim)?;
+        if failed(&mut stage.rig, victim)? != bad {
+            return Err(ChaosError::Demand("a slice that was given up is back in the same process".into()));
+        }
+    }
     stage.rig.stop_node(victim)?;
     let disk = disk(stage, victim)?;
     let (refused, held) = (disk.failed(), disk.held());
