@@ -59,17 +59,17 @@ pub const HANG: Scenario = Scenario {
 };
 
 fn rounds(stage: &mut Stage, fault: Fault) -> Result<(), ChaosError> {
-    for _ in 0..stage.form.rounds() {
+    for round in 0..stage.form.rounds() {
         let victim = some_victim(stage)?;
         stage.say(&format!("node {}'s second disk: {fault:?}", victim + 1));
         disk(stage, victim)?.set(fault);
         goes_out(stage, victim)?;
-        comes_back(stage, victim)?;
+        comes_back(stage, victim, round > 0)?;
     }
     Ok(())
 }
 
-fn disk<'a>(stage: &'a Stage, index: usize) -> Result<&'a FaultyDisk, ChaosError> {
+fn disk(stage: &Stage, index: usize) -> Result<&FaultyDisk, ChaosError> {
     let lacks = || ChaosError::Demand(format!("node {} has no second disk", index + 1));
     stage.rig.faulty.get(index).ok_or_else(lacks)
 }
@@ -124,10 +124,10 @@ fn goes_out(stage: &mut Stage, victim: usize) -> Result<(), ChaosError> {
     Ok(())
 }
 
-/// The node stops cleanly while its disk is as it is, or has come to life again with all that it was given, and starts
-/// with one that works.
-fn comes_back(stage: &mut Stage, victim: usize) -> Result<(), ChaosError> {
-    if stage.rng.percent(30) {
+/// The node stops cleanly while its disk is as it is, and starts with one that works. In between the disk may come to
+/// life again, with all that it was given.
+fn comes_back(stage: &mut Stage, victim: usize, may_be_late: bool) -> Result<(), ChaosError> {
+    if may_be_late && stage.rng.percent(50) {
         stage.say("the disk works again, which comes too late");
         disk(stage, victim)?.set(Fault::None);
         stage.operations(200)?;
@@ -214,7 +214,7 @@ fn slow(stage: &mut Stage) -> Result<(), ChaosError> {
         if after > before * 4 + Duration::from_millis(5) {
             return Err(ChaosError::Demand(format!("clients wait {after:?}, {before:?} before")));
         }
-        comes_back(stage, victim)?;
+        comes_back(stage, victim, false)?;
     }
     Ok(())
 }
