@@ -1,5 +1,7 @@
 //! A cluster of node processes to do harm to: its network, its disks, and what is known of its state.
 
+mod disks;
+
 use crate::error::ChaosError;
 use crate::faulty::{Fault, FaultyDisk};
 use crate::isolate::{self, Isolation};
@@ -14,6 +16,7 @@ use cli::health::ClusterStatus;
 use cli::scrape::scrape;
 use cli::stop::Stop;
 use control::admin::PoolSpec;
+use disks::{Mount, add_faulty};
 use placement::{FailureDomain, Node, PgRecord, key};
 use rustix::process::Signal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -113,15 +116,6 @@ impl Drop for Rig {
     fn drop(&mut self) {
         // A process does not end before its operations have.
         self.faulty.iter().for_each(|disk| disk.set(Fault::None));
-    }
-}
-
-/// A disk's own tmpfs. It is unmounted when dropped.
-struct Mount(PathBuf);
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        isolate::unmount(&self.0);
     }
 }
 
@@ -263,23 +257,10 @@ impl Rig {
         Ok(self.fleet.signal(index, Signal::CONT)?)
     }
 
-    /// Where a node's disk is, and how large its own file system is.
-    pub fn disk(&self, index: usize) -> Result<PathBuf, ChaosError> {
-        let node = self.fleet.nodes.get(index).ok_or(CliError::NoCluster)?;
-        Ok(node.disk.clone())
-    }
-
     /// A node's metadata region.
     pub fn meta(&self, index: usize) -> Result<PathBuf, ChaosError> {
         let node = self.fleet.nodes.get(index).ok_or(CliError::NoCluster)?;
         Ok(node.dir.join("meta"))
-    }
-
-    /// Replaces a stopped node's disk by a new, empty one.
-    pub fn replace_disk(&mut self, index: usize) -> Result<(), ChaosError> {
-        let disk = self.disk(index)?;
-        std::fs::remove_file(&disk).map_err(ChaosError::io(format!("remove {}", disk.display())))?;
-        Ok(self.fleet.prepare_disk(index)?)
     }
 
     /// Runs the command on this cluster and returns what it printed.
@@ -366,16 +347,6 @@ impl Rig {
         Ok(disks.iter().flat_map(|disk| disk.slices.iter().map(|slice| slice.id)).collect())
     }
 
-    /// The slices of a node's second disk.
-    pub fn faulty_slices(&mut self, index: usize) -> Result<BTreeSet<SliceId>, ChaosError> {
-        let lacks = || ChaosError::Demand(format!("node {} has no second disk", index + 1));
-        let path = self.faulty.get(index).ok_or_else(lacks)?.path.display().to_string();
-        let found = self.admin.get::<Node>(&key::node(NodeId(index as u64 + 1)))?;
-        let disks = found.map(|(node, _)| node.disks).unwrap_or_default();
-        let disk = disks.iter().find(|disk| disk.path == path).ok_or_else(lacks)?;
-        Ok(disk.slices.iter().map(|slice| slice.id).collect())
-    }
-
     /// Of how many placement groups each node is primary.
     pub fn primaries(&mut self) -> Result<Vec<usize>, ChaosError> {
         let records = self.records()?;
@@ -452,29 +423,8 @@ impl Rig {
     pub fn end(&mut self) -> Result<(), ChaosError> {
         self.running.clear();
         self.fleet.stop_all()?;
-        for index in 0..self.nodes() {
-            self.check_disk(index, &self.disk(index)?)?;
-        }
-        for (index, disk) in self.faulty.iter().enumerate() {
-            self.check_disk(index, &disk.path)?;
-        }
+        self.check_disks()?;
         self.no_panics()
-    }
-
-    /// Runs the offline check on a stopped node's disk; an error carries what it found.
-    fn check_disk(&self, index: usize, disk: &Path) -> Result<(), ChaosError> {
-        let mut command = Command::new(&self.programs.drystone);
-        command.args(["disk", "check", "--data"]).arg(disk).stdin(Stdio::null());
-        let output = command.output().map_err(ChaosError::io("run `drystone disk check`"))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(ChaosError::Demand(format!(
-            "the disk of node {} is not in order: {}{}",
-            index + 1,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        )))
     }
 
     /// An error if a node's log tells of a panic.
@@ -487,22 +437,6 @@ impl Rig {
         }
         Ok(())
     }
-
-    /// Changes how much a node's disk may hold; it was made sparse.
-    pub fn limit_disk(&self, index: usize, bytes: u64) -> Result<(), ChaosError> {
-        match self.mounts.get(index) {
-            Some(mount) => isolate::resize_tmpfs(&mount.0, bytes),
-            None => Err(ChaosError::Impossible("disks have no file system of their own".into())),
-        }
-    }
-
-    /// Bytes that a node's disk takes now.
-    pub fn disk_used(&self, index: usize) -> Result<u64, ChaosError> {
-        use std::os::unix::fs::MetadataExt;
-        let disk = self.disk(index)?;
-        let meta = std::fs::metadata(&disk).map_err(ChaosError::io(format!("look at {}", disk.display())))?;
-        Ok(meta.blocks() * 512)
-    }
 }
 
 fn add(fleet: &mut Fleet, net: &mut Net, mounts: &mut Vec<Mount>, voter: bool) -> Result<usize, ChaosError> {
@@ -514,11 +448,4 @@ fn add(fleet: &mut Fleet, net: &mut Net, mounts: &mut Vec<Mount>, voter: bool) -
         mounts.push(Mount(place.clone()));
     }
     Ok(fleet.add(control, place.join("disk"), voter)?)
-}
-
-fn add_faulty(fleet: &mut Fleet, index: usize, bytes: u64) -> Result<FaultyDisk, ChaosError> {
-    let dir = fleet.nodes.get(index).ok_or(CliError::NoCluster)?.dir.clone();
-    let disk = FaultyDisk::mount(&dir.join("faulty"), &dir.join("faulty-bytes"), bytes)?;
-    fleet.add_disk(index, disk.path.clone())?;
-    Ok(disk)
 }
