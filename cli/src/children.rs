@@ -160,13 +160,23 @@ impl Fleet {
         Ok(index)
     }
 
+    /// Gives a node that does not run one more disk, and prepares it.
+    pub fn add_disk(&mut self, index: usize, disk: PathBuf) -> Result<(), CliError> {
+        self.prepare_at(&disk)?;
+        self.node(index)?.more_disks.push(disk);
+        Ok(())
+    }
+
     /// Prepares a node's disk. The file is made if it does not exist.
     pub fn prepare_disk(&self, index: usize) -> Result<(), CliError> {
-        let node = self.nodes.get(index).ok_or(CliError::NoCluster)?;
+        self.prepare_at(&self.nodes.get(index).ok_or(CliError::NoCluster)?.disk)
+    }
+
+    fn prepare_at(&self, disk: &Path) -> Result<(), CliError> {
         run_to_end(
             Command::new(&self.plan.binary)
                 .args(["disk", "prepare"])
-                .arg(&node.disk)
+                .arg(disk)
                 .args(["--create", &self.plan.disk_bytes.to_string()])
                 .args(["--slices", &self.plan.slices.to_string()])
                 .args(["--cluster-id", &self.cluster.to_string()]),

@@ -295,6 +295,7 @@ impl DataCore {
             CoreMsg::Full { slices } => self.decreed.full = slices,
             CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
             CoreMsg::Leavings { slice, pool, leavings } => self.leavings(slice, pool, leavings),
+            CoreMsg::SlowFrom { slice, us } => self.told_slow_from(slice, us),
             CoreMsg::GiveUp { slice, why, spared } => self.told_to_give_up(env, slice, why, spared),
             CoreMsg::Stop => self.stop(env),
             other => tracing::warn!(?other, "a data core got a message meant for the control core"),

@@ -12,6 +12,7 @@
 //! | one operation takes three times as long although others end | out |
 //! | reads fail again and again (unreadable or damaged blocks) | out, if other copies are there |
 //! | `SLOW_OUT_NS` and more per operation for `SLOW_OUT_TICKS` | out, if other copies are there |
+//! | an outlier among the cluster's disks (the control core says from when on) for as long | the same |
 //!
 //! A slice that is given up stays out until its process starts again.
 
@@ -77,6 +78,10 @@ pub(crate) struct Watch {
     /// Ticks in which the oldest operation was the same.
     hanging: u32,
     slow: u32,
+    /// From this time per operation on the disk is an outlier among others; 0: never.
+    outlier_ns: u64,
+    /// Ticks in which it was one, as `slow`.
+    outlier: u32,
     service_ns: u64,
     /// Time under way since the last end of an operation.
     unended_ns: u64,
@@ -99,6 +104,14 @@ impl Watch {
         if self.service_ns == 0 { 0 } else { (self.service_ns / 1000).max(1).next_power_of_two() }
     }
 
+    /// From so much time per operation on, in nanoseconds, the disk is an outlier; 0: never.
+    pub(crate) fn outlier_from(&mut self, ns: u64) {
+        self.outlier_ns = ns;
+        if ns == 0 {
+            self.outlier = 0;
+        }
+    }
+
     /// Looks at what the device has done since the tick before.
     pub(crate) fn tick(&mut self, now: Use, timeout_ticks: u32) -> Verdict {
         let ended = now.ended.saturating_sub(self.last.ended);
@@ -119,6 +132,11 @@ impl Watch {
         } else if self.slow >= SLOW_OUT_TICKS {
             let ms = self.service_ns / 1_000_000;
             Verdict::Bad(format!("disk is too slow: {ms} ms per operation"))
+        } else if self.outlier >= SLOW_OUT_TICKS {
+            let (ms, from_ms) = (self.service_ns / 1_000_000, self.outlier_ns / 1_000_000);
+            Verdict::Bad(format!(
+                "disk is slow beside the others: {ms} ms per operation, and {from_ms} ms is a multiple of what they need"
+            ))
         } else {
             Verdict::Fine
         }
@@ -131,10 +149,16 @@ impl Watch {
         if ended == 0 {
             self.unended_ns = busy_ns;
         }
-        if each >= SLOW_OUT_NS / 2 {
-            self.slow += u32::from(each >= SLOW_OUT_NS);
-        } else if ended > 0 {
-            self.slow = self.slow.saturating_sub(2);
+        let count = |ticks: &mut u32, from_ns: u64| {
+            if each >= from_ns / 2 {
+                *ticks += u32::from(each >= from_ns);
+            } else if ended > 0 {
+                *ticks = ticks.saturating_sub(2);
+            }
+        };
+        count(&mut self.slow, SLOW_OUT_NS);
+        if self.outlier_ns > 0 {
+            count(&mut self.outlier, self.outlier_ns);
         }
         if ended > 0 {
             let before = if self.service_ns == 0 { each } else { self.service_ns };
@@ -177,6 +201,13 @@ impl DataCore {
             let other = |s: &SliceId| *s != slice && record.acting.contains(s);
             !record.in_sync.contains(&slice) || record.in_sync.iter().any(other)
         })
+    }
+
+    /// The control core knows how fast other disks are.
+    pub(crate) fn told_slow_from(&mut self, slice: SliceId, us: u64) {
+        if let Some(slice) = self.slice_at(slice).and_then(|at| self.slices.get_mut(at)) {
+            slice.watch.outlier_from(us.saturating_mul(1000));
+        }
     }
 
     /// The control core wants a slice out.
@@ -272,6 +303,24 @@ mod tests {
             now.busy_ns += seconds(if slow { 2 } else { 1 });
             assert_eq!(watch.tick(now, TIMEOUT), Verdict::Fine);
         }
+    }
+
+    #[test]
+    fn an_outlier_goes_after_a_while_and_only_while_it_is_one() {
+        let at = |n: u64| Use { oldest: None, ended: n * 20, busy_ns: seconds(1) * n };
+        let mut watch = Watch::default();
+        assert!(
+            (1..100).all(|n| watch.tick(at(n), TIMEOUT) == Verdict::Fine),
+            "50 ms by itself are no fault"
+        );
+        watch.outlier_from(32_000_000);
+        let out = (100..200).find(|n| watch.tick(at(*n), TIMEOUT) != Verdict::Fine);
+        assert_eq!(out, Some(100 + u64::from(SLOW_OUT_TICKS) - 1));
+        watch.outlier_from(0);
+        assert_eq!(watch.tick(at(200), TIMEOUT), Verdict::Fine, "another disk is the slowest now");
+        watch.outlier_from(32_000_000);
+        // Nothing to do is not slow.
+        assert!((0..100).all(|_| watch.tick(at(200), TIMEOUT) == Verdict::Fine));
     }
 
     #[test]

@@ -121,6 +121,13 @@ pub enum CoreMsg {
         /// Only if other copies of all that it holds are there.
         spared: bool,
     },
+    /// From so much time per operation on this slice's disk is an outlier among the cluster's.
+    SlowFrom {
+        /// Which.
+        slice: SliceId,
+        /// Microseconds; 0: no time is too long beside the others.
+        us: u64,
+    },
     /// The answer to `AskLeavings`.
     Leavings {
         /// The slice.

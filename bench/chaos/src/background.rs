@@ -90,7 +90,7 @@ pub fn measure(
     programs: &Programs,
     stop: &Stop,
 ) -> Result<Measured, ChaosError> {
-    let setting = RigPlan { nodes: 3, voters: 3, disk_bytes: 4 << 30, copies: 3, min_copies: None, pgs: 16 };
+    let setting = RigPlan { disk_bytes: 4 << 30, ..RigPlan::default() };
     let mut rig = Rig::start(&setting, isolation, programs, 0, stop)?;
     rig.admin.create_image(IMAGE, POOL, IMAGE_BYTES)?;
     let mut bench = Bench { rig, seconds: plan.seconds };

@@ -50,7 +50,7 @@ pub fn measure(
     programs: &Programs,
     stop: &Stop,
 ) -> Result<Trials, ChaosError> {
-    let setting = RigPlan { nodes: 3, voters: 3, disk_bytes: 4 << 30, copies: 3, min_copies: None, pgs: PGS };
+    let setting = RigPlan { disk_bytes: 4 << 30, pgs: PGS, ..RigPlan::default() };
     let mut rig = Rig::start(&setting, isolation, programs, 0, stop)?;
     rig.admin.create_image(IMAGE, POOL, BLOCKS * BLOCK)?;
     let rng = Rng::new(plan.seed, "failover");

@@ -27,7 +27,7 @@ const HOT_BLOCKS: u64 = 96;
 /// An operation that takes longer hangs, and the run fails.
 const OP_LIMIT_MS: u64 = 120_000;
 /// First word of a block that was written.
-const MAGIC: u64 = 0x6472_7973_746f_6e65;
+pub const MAGIC: u64 = 0x6472_7973_746f_6e65;
 
 /// How clients share an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,6 +78,8 @@ pub struct Timeline {
     no_space: AtomicU64,
     /// The longest operation since somebody looked, microseconds.
     slowest_us: AtomicU64,
+    /// Time of all operations together, microseconds.
+    total_us: AtomicU64,
 }
 
 impl Timeline {
@@ -93,6 +95,11 @@ impl Timeline {
     /// Writes refused for want of space so far.
     pub fn no_space(&self) -> u64 {
         self.no_space.load(Ordering::Relaxed)
+    }
+
+    /// Operations that got an answer so far, and the sum of the time they took.
+    pub fn total(&self) -> (u64, Duration) {
+        (self.answered(), Duration::from_micros(self.total_us.load(Ordering::Relaxed)))
     }
 
     /// The longest operation so far.
@@ -304,6 +311,7 @@ impl Worker {
         let end = self.timeline.tick();
         let took = op.since.elapsed();
         self.timeline.slowest_us.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
+        self.timeline.total_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
         match (done.result, op.access) {
             (Ok(()), Access::Write) => self.remember_write(&op, end),
             (Ok(()), Access::Read) => {

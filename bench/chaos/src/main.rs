@@ -12,6 +12,7 @@
 mod background;
 mod error;
 mod failover;
+mod faulty;
 mod history;
 mod isolate;
 mod load;

@@ -1,6 +1,9 @@
 //! A cluster of node processes to do harm to: its network, its disks, and what is known of its state.
 
+mod disks;
+
 use crate::error::ChaosError;
+use crate::faulty::{Fault, FaultyDisk};
 use crate::isolate::{self, Isolation};
 use crate::net::Net;
 use crate::rng::Rng;
@@ -13,6 +16,7 @@ use cli::health::ClusterStatus;
 use cli::scrape::scrape;
 use cli::stop::Stop;
 use control::admin::PoolSpec;
+use disks::{Mount, add_faulty};
 use placement::{FailureDomain, Node, PgRecord, key};
 use rustix::process::Signal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +50,26 @@ pub struct RigPlan {
     pub min_copies: Option<u8>,
     /// Placement groups.
     pub pgs: u32,
+    /// Whether every node has a second disk that can be made to fail.
+    pub faulty_disks: bool,
+    /// Further flags of the nodes.
+    pub flags: &'static [&'static str],
+}
+
+impl Default for RigPlan {
+    /// Three nodes with one disk each, three copies.
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            voters: 3,
+            disk_bytes: 2 << 30,
+            copies: 3,
+            min_copies: None,
+            pgs: 16,
+            faulty_disks: false,
+            flags: &[],
+        }
+    }
 }
 
 /// Programs that this one starts.
@@ -81,17 +105,17 @@ pub struct Rig {
     programs: Programs,
     /// Nodes that ought to run.
     running: BTreeSet<usize>,
+    /// Every node's second disk, where it has one.
+    pub faulty: Vec<FaultyDisk>,
     mounts: Vec<Mount>,
     dir: tempfile::TempDir,
     stop: Stop,
 }
 
-/// A disk's own tmpfs. It is unmounted when dropped.
-struct Mount(PathBuf);
-
-impl Drop for Mount {
+impl Drop for Rig {
     fn drop(&mut self) {
-        isolate::unmount(&self.0);
+        // A process does not end before its operations have.
+        self.faulty.iter().for_each(|disk| disk.set(Fault::None));
     }
 }
 
@@ -120,9 +144,14 @@ impl Rig {
         for index in 0..plan.nodes {
             add(&mut fleet, &mut net, &mut mounts, index < plan.voters)?;
         }
+        fleet.add_flags(plan.flags);
+        let mut faulty = Vec::new();
+        for index in 0..if plan.faulty_disks { plan.nodes } else { 0 } {
+            faulty.push(add_faulty(&mut fleet, index, plan.disk_bytes)?);
+        }
         let admin = Cluster::at(&fleet.controls())?;
-        let (programs, stop) = (programs.clone(), stop.clone());
-        let mut rig = Self { fleet, net, admin, programs, running: BTreeSet::new(), mounts, dir, stop };
+        let (programs, stop, running) = (programs.clone(), stop.clone(), BTreeSet::new());
+        let mut rig = Self { fleet, net, admin, programs, running, faulty, mounts, dir, stop };
         rig.start_nodes(&(0..plan.nodes).collect::<Vec<_>>())?;
         rig.admin.create_pool(&PoolSpec {
             name: POOL.into(),
@@ -228,23 +257,10 @@ impl Rig {
         Ok(self.fleet.signal(index, Signal::CONT)?)
     }
 
-    /// Where a node's disk is, and how large its own file system is.
-    pub fn disk(&self, index: usize) -> Result<PathBuf, ChaosError> {
-        let node = self.fleet.nodes.get(index).ok_or(CliError::NoCluster)?;
-        Ok(node.disk.clone())
-    }
-
     /// A node's metadata region.
     pub fn meta(&self, index: usize) -> Result<PathBuf, ChaosError> {
         let node = self.fleet.nodes.get(index).ok_or(CliError::NoCluster)?;
         Ok(node.dir.join("meta"))
-    }
-
-    /// Replaces a stopped node's disk by a new, empty one.
-    pub fn replace_disk(&mut self, index: usize) -> Result<(), ChaosError> {
-        let disk = self.disk(index)?;
-        std::fs::remove_file(&disk).map_err(ChaosError::io(format!("remove {}", disk.display())))?;
-        Ok(self.fleet.prepare_disk(index)?)
     }
 
     /// Runs the command on this cluster and returns what it printed.
@@ -407,26 +423,8 @@ impl Rig {
     pub fn end(&mut self) -> Result<(), ChaosError> {
         self.running.clear();
         self.fleet.stop_all()?;
-        for index in 0..self.nodes() {
-            self.check_disk(index)?;
-        }
+        self.check_disks()?;
         self.no_panics()
-    }
-
-    /// Runs the offline check on a stopped node's disk; an error carries what it found.
-    fn check_disk(&self, index: usize) -> Result<(), ChaosError> {
-        let mut command = Command::new(&self.programs.drystone);
-        command.args(["disk", "check", "--data"]).arg(self.disk(index)?).stdin(Stdio::null());
-        let output = command.output().map_err(ChaosError::io("run `drystone disk check`"))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(ChaosError::Demand(format!(
-            "the disk of node {} is not in order: {}{}",
-            index + 1,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        )))
     }
 
     /// An error if a node's log tells of a panic.
@@ -438,22 +436,6 @@ impl Rig {
             }
         }
         Ok(())
-    }
-
-    /// Changes how much a node's disk may hold; it was made sparse.
-    pub fn limit_disk(&self, index: usize, bytes: u64) -> Result<(), ChaosError> {
-        match self.mounts.get(index) {
-            Some(mount) => isolate::resize_tmpfs(&mount.0, bytes),
-            None => Err(ChaosError::Impossible("disks have no file system of their own".into())),
-        }
-    }
-
-    /// Bytes that a node's disk takes now.
-    pub fn disk_used(&self, index: usize) -> Result<u64, ChaosError> {
-        use std::os::unix::fs::MetadataExt;
-        let disk = self.disk(index)?;
-        let meta = std::fs::metadata(&disk).map_err(ChaosError::io(format!("look at {}", disk.display())))?;
-        Ok(meta.blocks() * 512)
     }
 }
 

@@ -52,7 +52,7 @@ impl Default for Setting {
     /// Three nodes, three copies, four clients.
     fn default() -> Self {
         Self {
-            rig: RigPlan { nodes: 3, voters: 3, disk_bytes: 2 << 30, copies: 3, min_copies: None, pgs: 16 },
+            rig: RigPlan::default(),
             load: LoadPlan {
                 image: IMAGE,
                 blocks: BLOCKS,
@@ -235,6 +235,14 @@ impl Stage {
             std::thread::park_timeout(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// The mean time of so many more operations of the clients.
+    pub fn mean_latency(&mut self, count: u64) -> Result<Duration, ChaosError> {
+        let (operations, took) = self.timeline.total();
+        self.operations(count)?;
+        let (operations_now, took_now) = self.timeline.total();
+        Ok((took_now - took) / (operations_now - operations).max(1) as u32)
     }
 
     /// Lets things be for a random time between two numbers of milliseconds.

@@ -13,6 +13,7 @@ use crate::metrics::ControlMetrics;
 use crate::mirror::Mirror;
 use crate::scrubs::Scrubs;
 use crate::server::{Asked, Me, Server};
+use crate::slow_disks::SlowDisks;
 use crate::stats::Stats;
 use crate::stop::Stop;
 use crate::strays;
@@ -57,6 +58,7 @@ pub struct ControlCore {
     pub(crate) wishes: Wishes,
     pub(crate) stats: Stats,
     pub(crate) scrubs: Scrubs,
+    pub(crate) slow_disks: SlowDisks,
     pub(crate) registrar: Registrar,
     pub(crate) marks: Marks,
     pub(crate) authority: Mono,
@@ -97,6 +99,7 @@ impl ControlCore {
             wishes: Wishes::default(),
             stats: Stats::default(),
             scrubs: Scrubs::default(),
+            slow_disks: SlowDisks::default(),
             authority: Mono(0),
             fresh: SessionId(0),
             tickets: BTreeMap::new(),
@@ -350,6 +353,7 @@ impl ControlCore {
             | CoreMsg::Full { .. }
             | CoreMsg::Scrub { .. }
             | CoreMsg::Leavings { .. }
+            | CoreMsg::SlowFrom { .. }
             | CoreMsg::GiveUp { .. } => {
                 tracing::error!(%from, "a data core sent a message of the control core");
             }

@@ -276,6 +276,10 @@ impl ControlCore {
             }
             if self.stop == Stop::No {
                 self.plan_scrubs(env);
+                let own = &self.config.disks;
+                for (core, msg) in self.slow_disks.look(&self.mirror, &self.view, own, now) {
+                    self.feed.order(core, msg);
+                }
             }
             let process = self.registrar.process();
             if let Some(request) = self.marks.plan(&self.config, &self.view, session, process, now) {

@@ -30,6 +30,7 @@ pub mod planted;
 mod registration;
 mod scrubs;
 mod server;
+mod slow_disks;
 mod stats;
 mod stop;
 mod strays;

@@ -1,4 +1,5 @@
-//! `/stats/N`: what this node's cores report, for `status`. Written seldom, in bounded pieces, bound to
+//! `/stats/N`: what this node's cores report, for `status`, and for other nodes to compare their disks with
+//! (`slow_disks`). Written seldom, in bounded pieces, bound to
 //! the node's lease.
 
 use crate::config::{STATS_INTERVAL_MS, STATS_PGS_PER_KEY};

@@ -8,7 +8,7 @@ use control::admin::{self, PoolSpec};
 use control::claims;
 use engine::CoreMsg;
 use engine::msg::Extent;
-use placement::{DiskRecord, FailureDomain, PgRecord, Retired, key};
+use placement::{DiskRecord, FailureDomain, PgRecord, Retired, SliceStat, key};
 use reactor::Framing;
 use rig::*;
 use std::collections::BTreeMap;
@@ -119,6 +119,36 @@ fn a_disk_that_is_retired_under_a_running_node_is_given_up() {
         let retired = given_up(rig, again).iter().filter(|(.., why)| why.contains("retired")).count();
         retired == 2 && registered(rig, &[again])
     });
+}
+
+#[test]
+fn the_slowest_disk_of_all_hears_from_when_on_it_is_an_outlier() {
+    let mut rig = Rig::new(&[1, 2, 3]);
+    let nodes: Vec<usize> = (1..=4).map(|id| rig.start_node(id)).collect();
+    rig.until(3000, "all registered", |rig| registered(rig, &nodes));
+    let told = |rig: &Rig, node: usize| {
+        rig.with_told(nodes[node], |(_, core, msg)| match msg {
+            CoreMsg::SlowFrom { slice, us } => Some((core.0, *slice, *us)),
+            _ => None,
+        })
+    };
+    for (node, id) in (0..4).zip(1..) {
+        for core in 0..2 {
+            let stat = SliceStat {
+                service_us: if id == 3 { 131_072 } else { 4096 },
+                state: "open".into(),
+                ..SliceStat::default()
+            };
+            let slice = slice(id, core);
+            rig.tell(nodes[node], core, CoreMsg::SliceStat { slice, stat, generation: 1 });
+        }
+    }
+    rig.until(3000, "it to hear", |rig| told(rig, 2).len() >= 2);
+    let last: Vec<_> = told(&rig, 2).into_iter().rev().take(2).collect();
+    assert!(last.contains(&(0, slice(3, 0), 65_536)) && last.contains(&(1, slice(3, 1), 65_536)), "{last:?}");
+    rig.run(3000);
+    // The others hear at most of a time before all had spoken, and that it is over.
+    assert!([0, 1, 3].iter().all(|node| told(&rig, *node).last().is_none_or(|(.., us)| *us == 0)));
 }
 
 #[test]

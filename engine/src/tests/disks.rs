@@ -202,6 +202,29 @@ fn a_disk_that_crawls_for_long_goes_and_one_that_pauses_stays() {
 }
 
 #[test]
+fn a_disk_that_is_an_outlier_among_others_goes_and_one_that_is_as_slow_among_its_like_stays() {
+    let (mut cluster, conn) = clean(15, 4);
+    cluster.disk(1, |disk| disk.slow_ns = 60_000_000);
+    let write_for_long = |cluster: &mut Cluster| {
+        for _ in 0..40 * u64::from(SLOW_OUT_TICKS) {
+            let request = cluster.write(conn, 0, 1, 9);
+            cluster.wait("an answer or the end", |c| {
+                c.replies.contains_key(&request) || c.slice_failed(1).is_some()
+            });
+            if cluster.slice_failed(1).is_some() {
+                return;
+            }
+        }
+    };
+    write_for_long(&mut cluster);
+    assert_eq!(cluster.slice_failed(1), None);
+    cluster.tell(1, CoreMsg::SlowFrom { slice: slice(1), us: 40_000 });
+    write_for_long(&mut cluster);
+    assert!(cluster.slice_failed(1).unwrap().contains("slow beside the others"));
+    others_take_over(&mut cluster, 1, 0, 4);
+}
+
+#[test]
 fn a_disk_that_hangs_while_it_opens_does_not_hold_up_its_node() {
     let (mut cluster, _) = clean(13, 2);
     cluster.crash(2);

@@ -25,6 +25,7 @@ mod overlay;
 pub mod page;
 pub mod planted;
 mod read;
+mod replay;
 mod seg;
 mod store;
 pub mod superblock;

@@ -1,6 +1,6 @@
 //! Opening: superblock, log, page map, pages; then a new incarnation.
 //!
-//! The log is walked first, into the overlay, without touching the index of free space; then every page is
+//! The log is walked first (`replay`), into the overlay, without touching the index of free space; then every page is
 //! read once and what the overlay says is laid over it, so that exactly the blocks in use are marked, each
 //! once. The time is linear in what is stored. At the end the device is flushed (what replay has seen may
 //! have been in a volatile cache only) and both superblock copies name a new incarnation and the last valid
@@ -9,20 +9,23 @@
 use std::collections::VecDeque;
 
 use reactor::{DiskError, DiskOp, Env, IoBuf};
-use wire::{BLOCK_BYTES, OBJECT_BLOCKS, block_crc};
+use wire::{BLOCK_BYTES, OBJECT_BLOCKS};
 
 use crate::alloc::Run;
-use crate::commit::{CommitHeader, Expect, Record, RecordKind, Records};
+use crate::commit::{Expect, Record};
 use crate::page::{
     BlockRef, NODE_ENTRIES, SLOTS_PER_PAGE, Slot, SlotState, check_node, check_page, node_entry, tree_shape,
 };
-use crate::planted::Bug;
+use crate::replay::Pending;
 use crate::store::{Life, OpKind, SliceStore};
 use crate::superblock::SliceSuper;
 use crate::types::*;
 
-/// Blocks read at a time: one read of 256 KiB.
-const WINDOW_BLOCKS: u64 = 64;
+/// Pages read at a time. All of one read are taken in with one event: some 200 objects, a third of a millisecond
+/// where they are many blocks in many places.
+const PAGES_READ: u32 = 16;
+/// Blocks of the log marked as used in one step.
+const LOG_BLOCKS_STEP: usize = 16_384;
 /// Reads in flight while the page map and the pages are loaded.
 const READS_IN_FLIGHT: u32 = 16;
 /// Pages made room for in one step: some 0.7 MiB of index, which the kernel gives page by page, half a millisecond.
@@ -31,39 +34,38 @@ const GROW_PAGES_STEP: u32 = 2048;
 const EMPTY_PAGES_STEP: u32 = 512;
 
 const SUPER: u32 = 0;
-const LOG: u32 = 1;
-const TAIL: u32 = 2;
+pub(crate) const LOG: u32 = 1;
+pub(crate) const TAIL: u32 = 2;
 const NODE: u32 = 3;
 const PAGES: u32 = 4;
 const FLUSH: u32 = 5;
 const TICK: u32 = 6;
 const GROW: u32 = 7;
-
-/// A commit that the walk has accepted and replay has not applied.
-struct Pending {
-    header: CommitHeader,
-    addr: u64,
-    block: IoBuf,
-}
+pub(crate) const WALK: u32 = 8;
+const END: u32 = 9;
 
 /// The state of an opening.
 pub(crate) struct Opening {
-    expect: Expect,
+    pub(crate) expect: Expect,
     /// Where the next commit is expected.
-    at: u64,
-    window_start: u64,
-    durable: u64,
-    pending: VecDeque<Pending>,
+    pub(crate) at: u64,
+    /// The part of the log that was read last, and where it begins.
+    pub(crate) window: Option<IoBuf>,
+    pub(crate) window_start: u64,
+    pub(crate) durable: u64,
+    pub(crate) pending: VecDeque<Pending>,
     /// Data of the first pending commit still to be verified.
-    verify: VecDeque<(u64, u32)>,
-    twice: Option<Record>,
+    pub(crate) verify: VecDeque<(u64, u32)>,
+    pub(crate) twice: Option<Record>,
     level: u8,
     cursor: u32,
     outstanding: u32,
-    report: OpenReport,
+    /// Blocks of the log that are marked as used.
+    marked: usize,
+    pub(crate) report: OpenReport,
     /// Where the log goes on.
-    next: u64,
-    last: u64,
+    pub(crate) next: u64,
+    pub(crate) last: u64,
     superblocks: u8,
 }
 
@@ -74,6 +76,7 @@ impl SliceStore {
         self.opening = Some(Box::new(Opening {
             expect,
             at: 0,
+            window: None,
             window_start: 0,
             durable: 0,
             pending: VecDeque::new(),
@@ -82,6 +85,7 @@ impl SliceStore {
             level: 2,
             cursor: 0,
             outstanding: 0,
+            marked: 0,
             report: OpenReport::default(),
             next: 0,
             last: 0,
@@ -90,13 +94,19 @@ impl SliceStore {
         self.open_read(env, SUPER, 0, 0, 2);
     }
 
-    fn open_read(&mut self, env: &mut dyn Env, a: u32, b: u32, block: u64, blocks: u64) {
+    pub(crate) fn open_read(&mut self, env: &mut dyn Env, a: u32, b: u32, block: u64, blocks: u64) {
         let Some(buf) = Self::buffer(env, blocks as usize * BLOCK_BYTES) else {
             self.open_failed(OpenError::Disk(DiskError::Io(0)));
             return;
         };
         let op = DiskOp::Read { offset: self.byte_of(block), buf };
         self.submit(env, OpKind::Open { a, b }, op);
+    }
+
+    /// Comes back in a step of its own: the others on this core have their turn first. Only a completion brings
+    /// the store back, and every device has its first block.
+    pub(crate) fn pause(&mut self, env: &mut dyn Env, then: u32) {
+        self.open_read(env, then, 0, 0, 1);
     }
 
     fn open_failed(&mut self, why: OpenError) {
@@ -128,7 +138,11 @@ impl SliceStore {
         }
         let done = match (a, op) {
             (SUPER, DiskOp::Read { buf, .. }) => self.open_super(env, &mut o, &buf),
-            (LOG, DiskOp::Read { buf, .. }) => self.open_log(env, &mut o, &buf),
+            (LOG, DiskOp::Read { buf, .. }) => {
+                o.window = Some(buf);
+                self.walk_log(env, &mut o)
+            }
+            (WALK, _) => self.walk_log(env, &mut o),
             (TAIL, DiskOp::Read { buf, .. }) => self.open_tail(env, &mut o, &buf),
             (NODE, DiskOp::Read { buf, .. }) => self.open_node(env, &mut o, b, &buf),
             (PAGES, DiskOp::Read { buf, .. }) => self.open_pages(env, &mut o, b, &buf),
@@ -140,6 +154,7 @@ impl SliceStore {
                 self.make_place(env, &mut o);
                 Ok(())
             }
+            (END, _) => self.end_of_pages(env, &mut o),
             (FLUSH, _) => {
                 self.open_incarnation(env, &o);
                 Ok(())
@@ -184,170 +199,11 @@ impl SliceStore {
         self.table.grow(pages);
         self.index.grow(pages * SLOTS_PER_PAGE as u32);
         if pages < self.superblock.pages {
-            // Only a completion brings us back here: let the others on this core have their turn.
-            self.open_read(env, GROW, 0, 0, 1);
+            self.pause(env, GROW);
         } else {
+            self.index.expect(self.superblock.pages * SLOTS_PER_PAGE as u32);
             self.read_window(env, o);
         }
-    }
-
-    fn read_window(&mut self, env: &mut dyn Env, o: &mut Opening) {
-        o.window_start = o.at;
-        let n = WINDOW_BLOCKS.min(self.blocks - o.at);
-        self.open_read(env, LOG, 0, o.at, n);
-    }
-
-    /// Walks the chain as far as this window shows it.
-    fn open_log(&mut self, env: &mut dyn Env, o: &mut Opening, buf: &IoBuf) -> Result<(), OpenError> {
-        loop {
-            let Some(at) =
-                o.at.checked_sub(o.window_start).filter(|at| (*at as usize) < buf.len() / BLOCK_BYTES)
-            else {
-                self.read_window(env, o);
-                return Ok(());
-            };
-            let block = buf.slice(at as usize * BLOCK_BYTES, BLOCK_BYTES);
-            let accepted = o.expect.accepts(block.as_slice()).filter(|header| {
-                Records::new(block.as_slice(), header, self.blocks).all(|record| record.is_some())
-            });
-            let Some(header) = accepted else { break };
-            o.durable = o.durable.max(header.durable);
-            // The window's memory would be held by a slice of it: keep a copy while the commit waits.
-            let kept = IoBuf::copy_of(block.as_slice()).map_err(|_| OpenError::Disk(DiskError::Io(0)))?;
-            o.pending.push_back(Pending { header, addr: o.at, block: kept });
-            o.expect.number += 1;
-            o.at = header.next;
-            while o.pending.front().is_some_and(|p| p.header.number <= o.durable) {
-                self.apply_pending(o)?;
-            }
-        }
-        self.next_tail(env, o)
-    }
-
-    fn apply_pending(&mut self, o: &mut Opening) -> Result<(), OpenError> {
-        let Some(pending) = o.pending.pop_front() else { return Ok(()) };
-        let again = if self.bug(Bug::ApplyRecordTwice) { o.twice.take() } else { None };
-        let count = pending.header.records;
-        let lost = self.bug(Bug::LoseLastRecord) && count > 1;
-        let records = Records::new(pending.block.as_slice(), &pending.header, self.blocks);
-        for (i, record) in records.flatten().enumerate() {
-            if i == 0 {
-                o.twice = Some(record);
-            }
-            if lost && i + 1 == usize::from(count) {
-                break;
-            }
-            self.replay(&record, pending.header.number, pending.addr)?;
-            o.report.records += 1;
-        }
-        if let Some(record) = again
-            && self.index.presence(record.slot) != Presence::Absent
-        {
-            self.replay(&record, pending.header.number, pending.addr)?;
-        }
-        o.report.commits += 1;
-        o.last = pending.header.number;
-        o.next = pending.header.next;
-        self.active.log_blocks.push(pending.addr);
-        Ok(())
-    }
-
-    /// Lays a record into the overlay. What the object was before is not known yet: `process_slot` puts the
-    /// page beneath it later.
-    fn replay(&mut self, record: &Record, number: u64, addr: u64) -> Result<(), OpenError> {
-        let damaged = Err(OpenError::Damaged { block: addr });
-        let slot = record.slot;
-        if slot > self.index.slots() {
-            return damaged;
-        }
-        match self.index.object(slot) {
-            None => {
-                if self.index.find(record.object).is_some() {
-                    return Err(OpenError::Duplicate { object: record.object });
-                }
-                if self.index.place(slot, record.object).is_none() {
-                    return damaged;
-                }
-            }
-            Some(object) => {
-                if object != record.object || self.index.presence(slot) == Presence::Absent {
-                    return damaged;
-                }
-            }
-        }
-        self.table.grow(slot / SLOTS_PER_PAGE as u32 + 1);
-        let (state, emptied) = match record.kind {
-            RecordKind::Write => (SlotState::Live, 0),
-            RecordKind::Zero => (SlotState::Live, record.mask),
-            RecordKind::Replace => (SlotState::Live, !record.mask),
-            RecordKind::Delete => (SlotState::Tombstone, u32::MAX),
-            RecordKind::Purge => (SlotState::Free, u32::MAX),
-        };
-        let head = self.active.touch(slot, state, record.version, number, number, 0);
-        let mut lay = |block: usize, to: BlockRef| {
-            if self.active.replace(head, block, to).is_none() {
-                self.active.add(head, block, to, true);
-            }
-        };
-        record.as_ref().each_block(|block, addr, crc| lay(block, BlockRef { addr, crc }));
-        for block in (0..OBJECT_BLOCKS).filter(|b| emptied >> b & 1 == 1) {
-            lay(block, BlockRef::default());
-        }
-        if state == SlotState::Free {
-            let mut purged = self.active.purged;
-            self.index.remove(slot, &mut purged);
-            self.active.purged = purged;
-        } else {
-            self.index.set(slot, state, record.version, 0);
-        }
-        Ok(())
-    }
-
-    /// The chain has ended. Commits that nothing names as durable count if their data is whole.
-    fn next_tail(&mut self, env: &mut dyn Env, o: &mut Opening) -> Result<(), OpenError> {
-        while let Some(pending) = o.pending.front() {
-            if !self.bug(Bug::AcceptTornCommit) {
-                let records = Records::new(pending.block.as_slice(), &pending.header, self.blocks);
-                for record in records.flatten() {
-                    record.as_ref().each_block(|_, addr, crc| o.verify.push_back((addr, crc)));
-                }
-            }
-            if !o.verify.is_empty() {
-                self.read_tail(env, o);
-                return Ok(());
-            }
-            self.apply_pending(o)?;
-        }
-        self.begin_tree(env, o)
-    }
-
-    fn read_tail(&mut self, env: &mut dyn Env, o: &mut Opening) {
-        let first = o.verify.front().map_or(2, |v| v.0);
-        let n = o
-            .verify
-            .iter()
-            .zip(first..first + WINDOW_BLOCKS)
-            .take_while(|((addr, _), expected)| addr == expected)
-            .count();
-        self.open_read(env, TAIL, 0, first, n as u64);
-    }
-
-    fn open_tail(&mut self, env: &mut dyn Env, o: &mut Opening, buf: &IoBuf) -> Result<(), OpenError> {
-        for block in buf.as_slice().chunks(BLOCK_BYTES) {
-            let Some((_, crc)) = o.verify.pop_front() else { break };
-            if block_crc(block) != crc {
-                o.report.cut = o.pending.len() as u64;
-                o.pending.clear();
-                o.verify.clear();
-                return self.begin_tree(env, o);
-            }
-        }
-        if !o.verify.is_empty() {
-            self.read_tail(env, o);
-            return Ok(());
-        }
-        self.apply_pending(o)?;
-        self.next_tail(env, o)
     }
 
     fn use_block(&mut self, block: u64) -> Result<(), OpenError> {
@@ -359,7 +215,7 @@ impl SliceStore {
     }
 
     /// The log is known; now what lies under it.
-    fn begin_tree(&mut self, env: &mut dyn Env, o: &mut Opening) -> Result<(), OpenError> {
+    pub(crate) fn begin_tree(&mut self, env: &mut dyn Env, o: &mut Opening) -> Result<(), OpenError> {
         let pages = self.superblock.pages.max(self.table.len());
         self.table.grow(pages);
         self.index.grow(pages * SLOTS_PER_PAGE as u32);
@@ -444,16 +300,17 @@ impl SliceStore {
                 self.open_page(first, None)?;
                 o.cursor += 1;
                 empty += 1;
-                if empty >= EMPTY_PAGES_STEP && o.outstanding == 0 {
-                    // Only a completion brings us back here: let the others on this core have their turn.
-                    o.outstanding += 1;
-                    self.open_read(env, TICK, 0, 0, 1);
+                if empty >= EMPTY_PAGES_STEP {
+                    if o.outstanding == 0 {
+                        o.outstanding += 1;
+                        self.pause(env, TICK);
+                    }
                     return Ok(());
                 }
                 continue;
             }
             let mut n = 1;
-            while n < WINDOW_BLOCKS as u32 && self.table.get(first + n).addr == at + u64::from(n) {
+            while n < PAGES_READ && self.table.get(first + n).addr == at + u64::from(n) {
                 n += 1;
             }
             o.cursor += n;
@@ -559,11 +416,16 @@ impl SliceStore {
 
     /// Everything is known: the log's blocks, its end, and a place for what follows.
     fn end_of_pages(&mut self, env: &mut dyn Env, o: &mut Opening) -> Result<(), OpenError> {
-        let log = std::mem::take(&mut self.active.log_blocks);
-        for block in &log {
-            self.use_block(*block)?;
+        let until = o.marked.saturating_add(LOG_BLOCKS_STEP).min(self.active.log_blocks.len());
+        for at in o.marked..until {
+            let block = self.active.log_blocks.get(at).copied().unwrap_or_default();
+            self.use_block(block)?;
         }
-        self.active.log_blocks = log;
+        o.marked = until;
+        if until < self.active.log_blocks.len() {
+            self.pause(env, END);
+            return Ok(());
+        }
         self.use_block(o.next)?;
         self.log.head = Run { start: o.next, len: 1 };
         let want = (self.space.free_blocks() / 32).min(1023);

@@ -16,6 +16,10 @@ use crate::lists::{Entry, Lists};
 use crate::page::{BlockRef, SLOTS_PER_PAGE, SlotState};
 use crate::seg::Seg;
 
+/// Hash tables of an overlay. Growing one moves its entries: at 130,000 changed objects some 2000, and not all of
+/// them, which takes milliseconds.
+const TABLES: usize = 64;
+
 /// A changed object.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Head {
@@ -52,7 +56,7 @@ pub(crate) struct Change {
 }
 
 pub(crate) struct Overlay {
-    table: HashTable<u32>,
+    tables: [HashTable<u32>; TABLES],
     heads: Seg<Head>,
     lists: Lists,
     entries: usize,
@@ -72,10 +76,15 @@ fn hash_slot(slot: u32) -> u64 {
     x ^ (x >> 29)
 }
 
+/// By bits that the table itself does not use: it takes the lowest and the highest ones.
+fn table_of(hash: u64) -> usize {
+    (hash >> 32) as usize % TABLES
+}
+
 impl Overlay {
     pub(crate) fn new() -> Self {
         Self {
-            table: HashTable::new(),
+            tables: [const { HashTable::new() }; TABLES],
             heads: Seg::new(),
             lists: Lists::new(),
             entries: 0,
@@ -108,7 +117,7 @@ impl Overlay {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.table.allocation_size()
+        self.tables.iter().map(HashTable::allocation_size).sum::<usize>()
             + self.heads.bytes()
             + self.lists.bytes()
             + self.pages.capacity() * 8
@@ -117,7 +126,7 @@ impl Overlay {
 
     /// Forgets everything, keeps the memory.
     pub(crate) fn clear(&mut self) {
-        self.table.clear();
+        self.tables.iter_mut().for_each(HashTable::clear);
         self.heads.clear();
         self.lists.clear();
         self.entries = 0;
@@ -133,8 +142,10 @@ impl Overlay {
         if self.heads.len() == 0 {
             return None;
         }
-        self.table
-            .find(hash_slot(slot), |h| self.heads.get(*h as usize).is_some_and(|h| h.slot == slot))
+        let hash = hash_slot(slot);
+        self.tables
+            .get(table_of(hash))?
+            .find(hash, |h| self.heads.get(*h as usize).is_some_and(|h| h.slot == slot))
             .copied()
     }
 
@@ -171,9 +182,11 @@ impl Overlay {
             None => {
                 let at = self.heads.push(Head { slot, ..Head::default() }) as u32;
                 let heads = &self.heads;
-                self.table.insert_unique(hash_slot(slot), at, |h| {
-                    heads.get(*h as usize).map_or(0, |h| hash_slot(h.slot))
-                });
+                let hash = hash_slot(slot);
+                if let Some(table) = self.tables.get_mut(table_of(hash)) {
+                    table
+                        .insert_unique(hash, at, |h| heads.get(*h as usize).map_or(0, |h| hash_slot(h.slot)));
+                }
                 self.mark_page(slot / SLOTS_PER_PAGE as u32);
                 at
             }

@@ -114,3 +114,52 @@ fn a_large_slice_opens_in_small_steps() {
     assert!(before > 4 * STEP_BYTES, "too small to tell: {before}");
     assert!(largest <= STEP_BYTES, "{largest} bytes in one step");
 }
+
+#[test]
+fn a_step_of_an_opening_takes_in_a_few_hundred_objects_or_records() {
+    const OBJECTS: u64 = 30_000;
+    const DELETED: u64 = 20_000;
+    // Of pages sixteen at a time; of records what one step may replay, and the rest of a commit.
+    const OBJECTS_STEP: u64 = 16 * 12;
+    const RECORDS_STEP: u64 = 1024 + 82;
+    let mut env = TestEnv::new(2 << 30, DiskKind { reorder: false, ..DiskKind::default() }, 1);
+    let geometry = prepare(&mut env);
+    let mut store = open(&mut env, geometry);
+    let (one, crc) = data(&mut env, &[5]);
+    for i in 0..OBJECTS {
+        store.write(&mut env, i, object(1, i), version(1), 0, std::slice::from_ref(&one), &crc).unwrap();
+        if i % 64 == 63 {
+            settle(&mut env, &mut store);
+        }
+    }
+    close(&mut env, &mut store);
+    let mut store = open(&mut env, geometry);
+    // Many to a commit, and no data between the commits: a window of the log holds thousands.
+    for i in 0..DELETED {
+        store.delete(&mut env, i, object(1, i), version(2)).unwrap();
+        if i % 512 == 511 {
+            settle(&mut env, &mut store);
+        }
+    }
+    settle(&mut env, &mut store);
+    let options = StoreOptions::default();
+    let mut store = SliceStore::open(&mut env, reactor::DiskIndex(0), geometry, options, TOKENS);
+    let (mut before, mut objects, mut records) = (store.stats(), 0, 0);
+    let report = loop {
+        if let Some(StoreEvent::Opened(result)) = store.poll() {
+            break result.expect("it opens");
+        }
+        let (token, result, op) = env.complete().expect("opening goes on");
+        store.on_event(&mut env, token, result, op);
+        store.flush(&mut env);
+        let now = store.stats();
+        let replayed = now.tombstones - before.tombstones;
+        records = records.max(replayed);
+        objects = objects.max(now.objects - before.objects - replayed);
+        before = now;
+    };
+    println!("at most {objects} objects of pages, {records} records of the log in a step");
+    assert!(report.objects == OBJECTS && report.records > 2 * RECORDS_STEP, "{report:?}");
+    assert!(objects > 0 && objects <= OBJECTS_STEP, "{objects} objects in a step");
+    assert!(records > 0 && records <= RECORDS_STEP, "{records} records in a step");
+}

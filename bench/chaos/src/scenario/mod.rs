@@ -3,6 +3,7 @@
 
 mod capacity;
 mod cpu;
+mod disks;
 mod membership;
 mod network;
 mod planted;
@@ -32,7 +33,7 @@ fn usual(_: &Form) -> Setting {
 pub use planted::ROLLED_BACK;
 
 /// All of them, those first that find most.
-pub const ALL: [Scenario; 17] = [
+pub const ALL: [Scenario; 22] = [
     processes::HEAL,
     processes::SPLITBRAIN,
     network::PARTITION,
@@ -44,6 +45,11 @@ pub const ALL: [Scenario; 17] = [
     processes::MINSIZE_1,
     capacity::ENOSPC,
     capacity::FULL_DISK,
+    disks::EIO_ALL,
+    disks::EIO_WRITES,
+    disks::EIO_READS,
+    disks::SLOW_DISK,
+    disks::HANG,
     membership::NEW_DISK,
     membership::ADD_OSD,
     membership::INTERRUPTED_REBALANCE,
