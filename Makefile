@@ -61,13 +61,15 @@ background: tools
 ## make guest-test [FILTER=name]: boot a virtual machine with NVMe drives and RDMA, and run the tests in it.
 .PHONY: guest-test guest
 guest-test: tools
-	$(CARGO) build --release -p guest
-	$(CARGO) run --release -q -p guest -- run $(if $(FILTER),--filter $(FILTER))
+	@deploy/install-tools rdma
+	$(CARGO) build --release -p guest --features guest/rdma
+	$(CARGO) run --release -q -p guest --features guest/rdma -- run $(if $(FILTER),--filter $(FILTER))
 
 ## make guest: a shell in that machine; the files of this one are there to read.
 guest: tools
-	$(CARGO) build --release -p guest
-	$(CARGO) run --release -q -p guest -- shell
+	@deploy/install-tools rdma
+	$(CARGO) build --release -p guest --features guest/rdma
+	$(CARGO) run --release -q -p guest --features guest/rdma -- shell
 
 ## make lint: format, clippy with warnings denied, licences.
 lint:

@@ -11,7 +11,10 @@ use std::process::Command;
 
 /// Packages whose tests run in the guest, and the features that they are built with. A test of `inside` runs the
 /// program (`Manifest::test_program`).
-const TEST_PACKAGES: [TestPackage; 1] = [TestPackage { package: "reactor", features: "" }];
+const TEST_PACKAGES: [TestPackage; 2] =
+    [TestPackage { package: "reactor", features: "" }, TestPackage { package: "net-rdma", features: "rdma" }];
+/// Features that the programs are built with.
+const PROGRAM_FEATURES: &str = "cli/rdma,drystone_fio/rdma";
 
 /// A package whose test programs the guest needs.
 struct TestPackage {
@@ -47,6 +50,7 @@ fn cargo() -> Command {
 pub fn build_drystone() -> Result<(PathBuf, PathBuf), GuestError> {
     let mut command = cargo();
     command.args(["build", "--release", "-p", "cli", "-p", "drystone_fio", "--message-format", "json"]);
+    command.args(["--features", PROGRAM_FEATURES]);
     let text = program::run(&mut command)?;
     let found = messages(&text).find_map(|message| {
         let name = message.target?.name;

@@ -11,6 +11,7 @@ use cli::scrape::scrape;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use wire::ClusterId;
 
 /// The pool of all images, and the image.
@@ -25,6 +26,11 @@ const SLICES: u32 = 2;
 const COPIES: &str = "3";
 const PGS: &str = "8";
 
+/// Flags of every node: small ones, on a machine of two processors.
+const FLAGS: [&str; 6] = ["--cores", "1", "--cpus", "none", "--meta-bytes", "16MiB"];
+/// Bytes of the file that goes into an image and out again.
+const ROUND_TRIP_BYTES: usize = 12 << 20;
+
 /// What a node counts when it polls its drives.
 const POLLED: &str = "drystone_loop_disk_operations_polled_total";
 
@@ -38,15 +44,25 @@ impl Nodes {
     /// Prepares disks where that has not been done and starts a node for each list of them. Nodes' files are in
     /// `dir`.
     pub fn start(context: &Context, dir: &Path, disks: &[Vec<PathBuf>]) -> Result<Self, GuestError> {
+        Self::start_with(context, dir, disks, 0, &[])
+    }
+
+    /// The same with further flags of `drystone node`. Disks that do not exist are made as files of `disk_bytes`.
+    pub fn start_with(
+        context: &Context,
+        dir: &Path,
+        disks: &[Vec<PathBuf>],
+        disk_bytes: u64,
+        flags: &[&str],
+    ) -> Result<Self, GuestError> {
         let drystone = context.manifest.drystone.clone();
         let mut fleet = Fleet::empty(FleetPlan {
             binary: drystone.clone(),
             dir: dir.into(),
             nodes: 0,
-            // Only for disks that do not exist: ours do.
-            disk_bytes: 0,
+            disk_bytes,
             slices: SLICES,
-            flags: ["--cores", "1", "--cpus", "none", "--meta-bytes", "16MiB"].map(String::from).to_vec(),
+            flags: FLAGS.iter().chain(flags).map(ToString::to_string).collect(),
             log: "info".into(),
         })?;
         fleet.cluster = CLUSTER;
@@ -113,13 +129,62 @@ impl Nodes {
         logs.map(|(id, log)| format!("node {id}:\n{log}\n")).collect()
     }
 
-    /// Disk operations of a node that were found by polling, by its metrics page.
+    /// Disk operations of a node that were found by polling.
     pub fn polled(&self, index: usize) -> Result<f64, GuestError> {
+        self.counter(index, POLLED)
+    }
+
+    /// The sum over a node's cores of what its metrics page has under this name.
+    pub fn counter(&self, index: usize, name: &str) -> Result<f64, GuestError> {
         let node = self.fleet.nodes.get(index).and_then(|node| node.addresses.as_ref());
         let http = node.ok_or_else(|| GuestError::Missing(format!("node {}", index + 1)))?.http;
         let page = scrape(http)?;
-        let lines = page.lines().filter(|line| line.starts_with(POLLED));
+        let lines = page.lines().filter(|line| line.starts_with(name));
         Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    }
+
+    /// CPU time of all nodes that run.
+    pub fn cpu_time(&self) -> Result<Duration, GuestError> {
+        let pids = (0..self.fleet.nodes.len()).filter_map(|index| self.fleet.pid(index));
+        let times = pids.map(|pid| cli::procfs::cpu_time(pid).map(|time| time.total()));
+        times.sum::<Result<Duration, _>>().map_err(GuestError::io("read the nodes' CPU time"))
+    }
+
+    /// Kills a node.
+    pub fn kill(&mut self, index: usize) -> Result<(), GuestError> {
+        Ok(self.fleet.kill(index)?)
+    }
+
+    /// Starts a node again and waits until it serves.
+    pub fn restart(&mut self, index: usize) -> Result<(), GuestError> {
+        self.fleet.spawn(index)?;
+        self.fleet.wait_ready(index)?;
+        Ok(())
+    }
+
+    /// Where a node's first data core listens.
+    pub fn data_address(&self, index: usize) -> Result<SocketAddr, GuestError> {
+        let missing = || GuestError::Missing(format!("the data address of node {}", index + 1));
+        let node = self.fleet.nodes.get(index).ok_or_else(missing)?;
+        let text = self.command(&["meta", "get", &placement::key::node(node.id)])?;
+        let value = text.find('{').and_then(|at| text.get(at..)).ok_or_else(missing)?;
+        let mut values = serde_json::Deserializer::from_str(value).into_iter::<placement::Node>();
+        let node = values.next().and_then(Result::ok).ok_or_else(missing)?;
+        node.cores.first().copied().ok_or_else(missing)
+    }
+
+    /// Imports a file as an image of this name, exports it and compares.
+    pub fn round_trip(&self, name: &str, dir: &Path) -> Result<(), GuestError> {
+        let (source, target) = (dir.join("source"), dir.join("target"));
+        let mut rng = super::pattern::Rng::new(7);
+        let bytes: Vec<u8> = (0..ROUND_TRIP_BYTES / 8).flat_map(|_| rng.bits().to_le_bytes()).collect();
+        let failed = |path: &Path| GuestError::io(format!("use {}", path.display()));
+        std::fs::write(&source, &bytes).map_err(failed(&source))?;
+        self.command(&["image", "import", utf8(&source)?, name, "--pool", POOL])?;
+        self.command(&["image", "export", name, utf8(&target)?])?;
+        let back = std::fs::read(&target).map_err(failed(&target))?;
+        demand(back == bytes, || "the exported image differs from what was imported".into())?;
+        [source, target].iter().try_for_each(|path| std::fs::remove_file(path).map_err(failed(path)))
     }
 
     /// Runs the command on this cluster and returns what it printed.

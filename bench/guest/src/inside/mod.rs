@@ -2,12 +2,14 @@
 //!
 //! `system` has what every test needs of the machine, `drive` finds drives, `rdma` makes an RDMA device, `cluster`
 //! is nodes on drives, `pattern` blocks that say who wrote them. The tests themselves: `environment`, `disk`,
-//! `serving`, `power_cut`.
+//! `serving`, `fabric` (with `offers`, a hostile peer), `power_cut`.
 
 mod cluster;
 mod disk;
 mod drive;
 mod environment;
+mod fabric;
+mod offers;
 mod pattern;
 mod power_cut;
 pub mod rdma;
@@ -47,7 +49,7 @@ pub const UNTIL_THE_CUT: &str = "a_cluster_writes_until_the_power_is_cut";
 const ORDINARY: &[Phase] = &[Phase::Tests];
 
 /// All tests, in the order in which a boot runs them.
-pub const TESTS: [Test; 16] = [
+pub const TESTS: [Test; 21] = [
     Test {
         name: "modules_load",
         about: "rdma_rxe, rdma_ucm and nvme load and make their devices",
@@ -119,6 +121,36 @@ pub const TESTS: [Test; 16] = [
         about: "hot removal: the disk goes out, clients go on, copies are made elsewhere",
         phases: ORDINARY,
         run: serving::a_drive_is_pulled_and_its_node_lives_on,
+    },
+    Test {
+        name: "net_rdma_passes_the_conformance_suite",
+        about: "the environment conformance suite over soft RoCE, in launched cores and foreign hosts",
+        phases: ORDINARY,
+        run: fabric::net_rdma_passes_the_conformance_suite,
+    },
+    Test {
+        name: "three_nodes_serve_over_rdma_and_one_dies",
+        about: "verified I/O over RDMA, small and large; a node is killed and comes back",
+        phases: ORDINARY,
+        run: fabric::three_nodes_serve_over_rdma_and_one_dies,
+    },
+    Test {
+        name: "a_link_goes_down_and_tcp_takes_over_until_it_is_back",
+        about: "the interface of RDMA goes down under I/O: TCP, then RDMA again",
+        phases: ORDINARY,
+        run: fabric::a_link_goes_down_and_tcp_takes_over_until_it_is_back,
+    },
+    Test {
+        name: "forged_offers_harm_nobody",
+        about: "impossible offers, a peer that is nowhere, steps out of order",
+        phases: ORDINARY,
+        run: fabric::forged_offers_harm_nobody,
+    },
+    Test {
+        name: "rdma_and_tcp_are_compared",
+        about: "IOPS, median latency and CPU per operation of both, in one boot: figures, no limits",
+        phases: ORDINARY,
+        run: fabric::rdma_and_tcp_are_compared,
     },
     Test {
         name: "a_drive_loses_only_what_was_not_flushed",

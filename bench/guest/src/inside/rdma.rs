@@ -12,6 +12,8 @@ const NAME: &str = "rxe0";
 const INTERFACE: &str = "rdma-a";
 const OTHER_END: &str = "rdma-b";
 const ADDRESS: &str = "198.18.0.1";
+/// Jumbo frames, as networks for RoCE have them: a block of 4 KiB is then one packet.
+const MTU: &str = "9000";
 /// What the kernel calls a GID that travels in UDP.
 const ROCE_V2: &str = "RoCE v2";
 
@@ -19,9 +21,6 @@ const ROCE_V2: &str = "RoCE v2";
 pub struct Rxe {
     /// Its name.
     pub name: &'static str,
-    /// The IP address behind its GID.
-    #[allow(dead_code, reason = "what a test of a transport over this device connects to")]
-    pub address: &'static str,
     /// Index of its GID of RoCE v2 for that address.
     pub gid_index: u32,
 }
@@ -29,7 +28,8 @@ pub struct Rxe {
 /// A soft-RoCE device on an interface of its own.
 pub fn make() -> Result<Rxe, GuestError> {
     module("veth", &[])?;
-    tool("ip", &["link", "add", INTERFACE, "type", "veth", "peer", "name", OTHER_END])?;
+    let pair = ["link", "add", INTERFACE, "mtu", MTU, "type", "veth", "peer", "name", OTHER_END, "mtu", MTU];
+    tool("ip", &pair)?;
     tool("ip", &["address", "add", &format!("{ADDRESS}/24"), "dev", INTERFACE])?;
     for end in [INTERFACE, OTHER_END] {
         tool("ip", &["link", "set", end, "up"])?;
@@ -44,7 +44,7 @@ pub fn make_rxe(interface: &str) -> Result<Rxe, GuestError> {
     }
     tool("rdma", &["link", "add", NAME, "type", "rxe", "netdev", interface])?;
     // Dropped from here on if anything below fails.
-    let mut device = Rxe { name: NAME, address: ADDRESS, gid_index: 0 };
+    let mut device = Rxe { name: NAME, gid_index: 0 };
     let port = Path::new(DEVICES).join(NAME).join("ports/1");
     wait_until("the RDMA port to be active", || Ok(text(port.join("state"))?.ends_with("ACTIVE")))?;
     wait_until("a GID of RoCE v2 for the interface's address", || {
@@ -55,6 +55,13 @@ pub fn make_rxe(interface: &str) -> Result<Rxe, GuestError> {
         wait_until(&format!("{}", node.display()), || Ok(node.exists()))?;
     }
     Ok(device)
+}
+
+impl Rxe {
+    /// Takes its interface down, or up again.
+    pub fn set(&self, state: &str) -> Result<(), GuestError> {
+        tool("ip", &["link", "set", INTERFACE, state]).map(|_| ())
+    }
 }
 
 impl Drop for Rxe {

@@ -3,15 +3,13 @@
 use super::Context;
 use super::cluster::{IMAGE, Nodes, POOL};
 use super::drive::Drive;
-use super::pattern::{self, Rng};
+use super::pattern;
 use super::system::{LIMIT, Mount, utf8};
 use crate::error::{GuestError, demand};
 use cli::deadline::Deadline;
 use cli::fio::{FioJob, Target};
 use std::path::Path;
 
-/// Bytes of the imported image.
-const IMPORT_BYTES: usize = 24 << 20;
 /// Size of the image that fio verifies.
 const FIO_BYTES: &str = "4MiB";
 /// Blocks of the image that is written while a drive is pulled, and how many writes come before and after.
@@ -23,14 +21,6 @@ fn files(at: &Path) -> Result<Mount, GuestError> {
     Mount::fresh(&Drive::with_serial("parts")?.partition(4)?, at)
 }
 
-/// A file with contents that no shift or zero leaves equal.
-fn write_pattern(path: &Path) -> Result<Vec<u8>, GuestError> {
-    let mut rng = Rng::new(7);
-    let bytes: Vec<u8> = (0..IMPORT_BYTES / 8).flat_map(|_| rng.bits().to_le_bytes()).collect();
-    std::fs::write(path, &bytes).map_err(GuestError::io(format!("write {}", path.display())))?;
-    Ok(bytes)
-}
-
 pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(), GuestError> {
     let files = files(Path::new("/run/serving"))?;
     let parts = Drive::with_serial("parts")?;
@@ -38,18 +28,10 @@ pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(
     let disks = disks.collect::<Result<Vec<_>, GuestError>>()?;
     let nodes = Nodes::start(context, files.path(), &disks)?;
     nodes.make_pool()?;
-    let (source, target) = (Path::new("/dev/shm/source"), Path::new("/dev/shm/target"));
-    let bytes = write_pattern(source)?;
-    nodes.command(&["image", "import", utf8(source)?, IMAGE, "--pool", POOL])?;
-    nodes.command(&["image", "export", IMAGE, utf8(target)?])?;
-    let back = std::fs::read(target).map_err(GuestError::io("read the exported image"))?;
-    demand(back == bytes, || "the exported image differs from what was imported".into())?;
+    nodes.round_trip(IMAGE, Path::new("/dev/shm"))?;
     verify_with_fio(context, &nodes)?;
     for index in 0..disks.len() {
         demand(nodes.polled(index)? > 0.0, || format!("node {} has polled for nothing", index + 1))?;
-    }
-    for path in [source, target] {
-        std::fs::remove_file(path).map_err(GuestError::io(format!("remove {}", path.display())))?;
     }
     nodes.end(&[])
 }
