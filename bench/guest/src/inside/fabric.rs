@@ -24,7 +24,7 @@ const SWITCHES: &str = "drystone_rdma_switches_total";
 /// Those that broke while they used it.
 const BREAKS: &str = "drystone_rdma_breaks_total";
 /// Seconds of each measurement.
-const SECONDS: u32 = 4;
+const SECONDS: u32 = 2;
 /// Queue depths at which RDMA and TCP are compared.
 const DEPTHS: [u32; 2] = [1, 32];
 
