@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     pub(crate) completions: CompletionQueue,
     pub(crate) region: Region,
     pub(crate) device: Rc<Device>,
+    /// Connections that the completion queue and the arena have room for.
+    pub(crate) connections_max: usize,
 }
 
 /// What a work request's number says beside the request: whose it is.

@@ -7,7 +7,7 @@
 use crate::completion::{CompletionQueue, Done, status_text};
 use crate::device::Region;
 use crate::entry::{Entry, Phase};
-use crate::link::{Batch, Buffers, Memory, RECEIVES, SENDS, Staging};
+use crate::link::{BUFFERS_OF_A_CONNECTION, Batch, Buffers, Memory, RECEIVES, SENDS, Staging};
 use crate::peers::Peers;
 use crate::queue_pair::{Owner, Request, Shared, meaning};
 use crate::{Device, RdmaError};
@@ -18,8 +18,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-/// Connections of one core that use RDMA at once: each takes some 270 KiB of its buffers. Further ones use TCP.
+/// Connections of one core that use RDMA at once. Further ones use TCP.
 pub const RDMA_CONNECTIONS_MAX: usize = 256;
+/// At most one of so many parts of a core's buffers goes to connections: the rest is for what they carry.
+const BUFFERS_SHARE: usize = 2;
 /// What a connection can have in the completion queue at most.
 const COMPLETIONS_OF_A_CONNECTION: u32 = RECEIVES as u32 + SENDS as u32;
 /// Nothing from the peer or the device for so long, although something is owed: the connection ends, as a TCP
@@ -116,18 +118,18 @@ impl RdmaTransport {
     fn make_shared(device: &Rc<Device>, io: &TransportIo<'_>) -> Result<Shared, RdmaError> {
         let region = Region::of(device, io.arena)?;
         let wanted = COMPLETIONS_OF_A_CONNECTION * RDMA_CONNECTIONS_MAX as u32;
-        let completions = CompletionQueue::new(device, wanted.min(device.limits().completions))?;
+        let entries = wanted.min(device.limits().completions);
+        let completions = CompletionQueue::new(device, entries)?;
+        let buffers = io.arena.usage().1 / BUFFERS_SHARE / BUFFERS_OF_A_CONNECTION;
+        let connections_max = buffers.min((entries / COMPLETIONS_OF_A_CONNECTION) as usize);
         let staging = Staging::new(io.arena).map_err(|_| RdmaError::NoBuffers)?;
-        Ok(Shared { staging, completions, region, device: device.clone() })
+        Ok(Shared { connections_max, staging, completions, region, device: device.clone() })
     }
 
-    /// How many connections the completion queue has room for.
+    /// How many connections there is room for.
     fn connections_max(&self) -> usize {
         match &self.state {
-            State::Ready(shared) => {
-                let room = shared.device.limits().completions / COMPLETIONS_OF_A_CONNECTION;
-                RDMA_CONNECTIONS_MAX.min(room as usize)
-            }
+            State::Ready(shared) => shared.connections_max,
             _ => 0,
         }
     }
@@ -300,6 +302,10 @@ impl RdmaTransport {
         let Some(path) = entry.and_then(|entry| entry.path.as_mut()) else { return };
         let mut batch = std::mem::take(&mut self.batch);
         let buffers = path.link.fill(memory, &mut batch);
+        if !batch.work.is_empty() {
+            io.stats.rdma_doorbells.add(1);
+            io.stats.rdma_work_requests.add(batch.work.len() as u64);
+        }
         let posted = path.pair.post(&batch);
         let awaits = path.link.awaits_peer();
         self.batch = batch;

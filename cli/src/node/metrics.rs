@@ -65,6 +65,12 @@ const FAMILIES: &[Family] = &[
         &s.rdma_connections
     }),
     counter("drystone_rdma_switches_total", "Connections that have switched to RDMA.", |s| &s.rdma_switches),
+    counter("drystone_rdma_doorbells_total", "Times work was handed to the RDMA device.", |s| {
+        &s.rdma_doorbells
+    }),
+    counter("drystone_rdma_work_requests_total", "Work requests handed to the RDMA device.", |s| {
+        &s.rdma_work_requests
+    }),
     counter("drystone_rdma_refusals_total", "Times RDMA with a peer came to nothing: TCP went on.", |s| {
         &s.rdma_refusals
     }),

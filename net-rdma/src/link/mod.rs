@@ -22,11 +22,9 @@ mod staging;
 #[cfg(test)]
 mod tests;
 
-#[cfg(any(test, feature = "rdma"))]
-pub(crate) use message::HEAD_BYTES;
-pub(crate) use message::PART_BYTES;
 use message::SMALL_PAYLOAD_BYTES;
 pub(crate) use message::{CREDITS_MAX, Descriptor, Kind};
+pub(crate) use message::{HEAD_BYTES, PART_BYTES};
 pub(crate) use staging::Staging;
 
 use incoming::Incoming;
@@ -43,6 +41,10 @@ pub(crate) const RECEIVES: u16 = 64;
 pub(crate) const SENDS: u16 = 128;
 /// Large payloads that may be on their way to the peer at once: 4 MiB of them, more than any link here has in flight.
 pub(crate) const WINDOWS: u16 = 32;
+
+/// Bytes of the arena that a connection holds: a block for each receive, and heads for receives and work requests.
+pub(crate) const BUFFERS_OF_A_CONNECTION: usize =
+    RECEIVES as usize * (wire::BLOCK_BYTES + HEAD_BYTES) + SENDS as usize * HEAD_BYTES;
 
 /// A piece of memory of this side, for a work request. Whoever made the work request keeps it alive.
 #[derive(Clone, Copy, Debug)]

@@ -4,8 +4,12 @@
 use super::*;
 use proptest::prelude::*;
 use reactor::IoBuf;
+use reactor::backend::{CountingHeap, allocations_of_this_thread};
 use std::collections::{HashMap, VecDeque};
 use wire::{BlockCrcs, FrameKind, Header, block_crc};
+
+#[global_allocator]
+static HEAP: CountingHeap = CountingHeap;
 
 /// What a queue pair has to do, with what it needs to find again.
 struct Posted {
@@ -28,6 +32,8 @@ struct End {
     got: Vec<(u64, Vec<u8>)>,
     held: Vec<Frame>,
     short: bool,
+    /// Heap allocations of the link.
+    allocations: u64,
 }
 
 const KEYS: [u32; 4] = [0x100, 0x2ff, 0x300, 0x400];
@@ -41,7 +47,20 @@ impl End {
         let batch = Batch::default();
         let (sends, receives, windows) = Default::default();
         let (got, held, keys) = (Vec::new(), Vec::new(), KEYS);
-        Self { arena, staging, link, batch, sends, receives, windows, keys, got, held, short: false }
+        Self {
+            arena,
+            staging,
+            link,
+            batch,
+            sends,
+            receives,
+            windows,
+            keys,
+            got,
+            held,
+            short: false,
+            allocations: 0,
+        }
     }
 
     fn fill(&mut self) {
@@ -90,7 +109,8 @@ fn perform(from: &mut End, to: &mut End, answered: bool) -> Result<Option<Signal
             write_to(receive.head, &head);
             assert!(payload.is_empty() || head.len() == HEAD_BYTES, "the payload would land in the head");
             write_to(receive.payload, &payload);
-            signal = to.link.received(receive.slot, (head.len() + payload.len()) as u32, imm)?;
+            let bytes = (head.len() + payload.len()) as u32;
+            signal = counted(&mut to.allocations, || to.link.received(receive.slot, bytes, imm))?;
         }
         Work::Bind { window, key, span } => {
             let last = std::mem::replace(&mut from.keys[usize::from(window)], key);
@@ -107,7 +127,7 @@ fn perform(from: &mut End, to: &mut End, answered: bool) -> Result<Option<Signal
         }
     }
     if answered {
-        from.link.completed(seq);
+        counted(&mut from.allocations, || from.link.completed(seq));
     }
     Ok(signal)
 }
@@ -419,4 +439,53 @@ fn a_payload_that_needs_a_copy_gets_through_although_the_arena_is_full_of_those_
     }
     pair.settle();
     pair.check_all_arrived();
+}
+
+/// Heap allocations of this thread during a call.
+fn counted<R>(allocations: &mut u64, call: impl FnOnce() -> R) -> R {
+    let before = allocations_of_this_thread();
+    let result = call();
+    *allocations += allocations_of_this_thread() - before;
+    result
+}
+
+#[test]
+fn small_frames_both_ways_allocate_nothing_once_all_has_its_size() {
+    const FRAMES: u64 = 2_000;
+    const WARM: u64 = 500;
+    let mut pair = Pair::new(16 << 20);
+    let mut messages = 0;
+    for request in 0..FRAMES {
+        if request == WARM {
+            messages = 0;
+            pair.ends.iter_mut().for_each(|end| end.allocations = 0);
+        }
+        for side in 0..2 {
+            let block = pair.ends[side].arena.alloc(4096).unwrap();
+            let frame = frame_in(request, block);
+            let end = &mut pair.ends[side];
+            counted(&mut end.allocations, || end.link.push(frame)).unwrap();
+            let memory = Memory { arena: &end.arena, staging: &end.staging };
+            counted(&mut end.allocations, || end.link.fill(memory, &mut end.batch));
+            let (receives, work) = (end.batch.receives.clone(), end.batch.work.clone());
+            end.receives.extend(receives);
+            for (at, work) in work.into_iter().enumerate() {
+                messages += 1;
+                let seq = (end.batch.first_seq + at as u64) as u32 & outgoing::SEQ_MASK;
+                end.sends.push_back(Posted { seq, work });
+            }
+            while !pair.ends[side].sends.is_empty() {
+                // The model copies into the heap, which the links do not do.
+                pair.perform(side, true);
+            }
+            let mut got = 0;
+            let end = &mut pair.ends[1 - side];
+            counted(&mut end.allocations, || end.link.deliver(|frame| got += frame.header.payload_len));
+            assert_eq!(got, 4096);
+        }
+    }
+    let allocations: u64 = pair.ends.iter().map(|end| end.allocations).sum();
+    assert_eq!(allocations, 0, "in {} frames", 2 * (FRAMES - WARM));
+    // One work request for each frame: credits go back with frames of the other direction.
+    assert_eq!(messages, 2 * (FRAMES - WARM));
 }

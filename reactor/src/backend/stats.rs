@@ -66,6 +66,10 @@ pub struct CoreStats {
     pub rdma_connections: Counter,
     /// Connections that have switched to RDMA.
     pub rdma_switches: Counter,
+    /// Times work was handed to the RDMA device: everything of a connection in one turn.
+    pub rdma_doorbells: Counter,
+    /// Work requests handed over.
+    pub rdma_work_requests: Counter,
     /// Times RDMA was tried with a peer in vain: the connection stayed on TCP.
     pub rdma_refusals: Counter,
     /// Connections that broke while they used RDMA.
