@@ -133,15 +133,15 @@ impl Incoming {
         Ok(signal)
     }
 
-    fn head(&self, slot: u16) -> &[u8] {
-        let at = usize::from(slot) * HEAD_BYTES;
-        self.heads.as_slice().get(at..at + HEAD_BYTES).unwrap_or(&[])
+    /// The head that a message has landed in. No reference to the others is made, into which the device may write.
+    fn head(&self, slot: u16) -> IoBuf {
+        self.heads.slice(usize::from(slot) * HEAD_BYTES, HEAD_BYTES)
     }
 
     fn header(&self, slot: u16, bytes: u32) -> Result<(Header, BlockCrcs), LinkError> {
         let head = self.head(slot);
         let len = (bytes as usize).min(HEAD_BYTES);
-        let head = head.get(..len).ok_or(LinkError::Length(bytes))?;
+        let head = head.as_slice().get(..len).ok_or(LinkError::Length(bytes))?;
         if len < HEADER_BYTES {
             return Err(LinkError::Length(bytes));
         }
@@ -178,7 +178,7 @@ impl Incoming {
 
     /// Another part of the frame that arrived last.
     fn part(&mut self, slot: u16, bytes: u32) -> Result<(), LinkError> {
-        let from = Descriptor::decode(self.head(slot)).ok_or(LinkError::Length(bytes))?;
+        let from = Descriptor::decode(self.head(slot).as_slice()).ok_or(LinkError::Length(bytes))?;
         if bytes as usize != HEAD_BYTES {
             return Err(LinkError::Length(bytes));
         }
