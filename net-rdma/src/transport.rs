@@ -61,6 +61,8 @@ pub struct RdmaTransport {
     pub(crate) next_deadline: Option<Mono>,
     /// Connections that we are ending, with the reason that counts.
     ending: BTreeMap<ConnId, CloseReason>,
+    /// Connections whose end is told once the device has been asked for what came before it.
+    closed: Vec<(ConnId, CloseReason)>,
     pub(crate) peers: Peers,
     /// Connections that we made, which may use RDMA sooner or later.
     pub(crate) outgoing: BTreeMap<ConnId, SocketAddr>,
@@ -89,6 +91,7 @@ impl RdmaTransport {
             stall_check: None,
             next_deadline: None,
             ending: BTreeMap::new(),
+            closed: Vec::new(),
             peers: Peers::default(),
             outgoing: BTreeMap::new(),
             offer_check: None,
@@ -221,16 +224,28 @@ impl RdmaTransport {
         }
     }
 
-    /// The connection beneath is no more.
+    /// The connection beneath is no more. What has arrived over RDMA before the end comes before it, but is only taken
+    /// by `poll`: requests must not be judged by a time from before they were taken.
     fn closed(&mut self, io: &mut TransportIo<'_>, conn: ConnId, reason: CloseReason) {
         self.outgoing.remove(&conn);
-        if let Some(slot) = self.slots.get(&conn).copied() {
-            // What has arrived before the end comes before it.
-            self.reap(io);
-            self.remove(slot);
-        }
         let reason = self.ending.remove(&conn).unwrap_or(reason);
-        io.events.push_back(Event::Closed { conn, reason });
+        if self.slots.contains_key(&conn) {
+            self.closed.push((conn, reason));
+        } else {
+            io.events.push_back(Event::Closed { conn, reason });
+        }
+    }
+
+    /// Tells the end of connections whose last messages have been taken.
+    fn tell_closed(&mut self, io: &mut TransportIo<'_>) {
+        while let Some((conn, reason)) = self.closed.pop() {
+            if let Some(slot) = self.slots.get(&conn).copied() {
+                self.remove(slot);
+            }
+            // It may have broken meanwhile: nobody else will ask for that reason.
+            self.ending.remove(&conn);
+            io.events.push_back(Event::Closed { conn, reason });
+        }
     }
 
     /// Takes what the device has completed. True when there was anything.
@@ -475,15 +490,21 @@ impl Transport for RdmaTransport {
     }
 
     fn poll(&mut self, io: &mut TransportIo<'_>) -> Polled {
-        if self.has_paths() && self.reap(io) {
-            self.sort(io);
-            return Polled::Something;
+        if !self.has_paths() && self.closed.is_empty() {
+            return Polled::Nothing;
         }
-        Polled::Nothing
+        let reaped = self.reap(io);
+        let closed = !self.closed.is_empty();
+        self.tell_closed(io);
+        if !reaped && !closed {
+            return Polled::Nothing;
+        }
+        self.sort(io);
+        Polled::Something
     }
 
     fn arm(&mut self, io: &mut TransportIo<'_>) -> Polled {
-        if !self.has_paths() {
+        if !self.has_paths() && self.closed.is_empty() {
             return Polled::Nothing;
         }
         let State::Ready(shared) = &self.state else { return Polled::Nothing };

@@ -300,6 +300,7 @@ impl CoreEnv {
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.reap(&mut completions, BATCH_COMPLETIONS);
         self.disks.reap_polled(&mut completions, BATCH_COMPLETIONS, self.now);
+        self.net(|transport, io| transport.poll(io));
         // After reaping, not before: a process stopped between the two would judge its lease by a time
         // before the requests that it then answers.
         self.refresh_now();
@@ -315,7 +316,6 @@ impl CoreEnv {
             }
         }
         self.completions = completions;
-        self.net(|transport, io| transport.poll(io));
         let events = &mut self.events;
         self.mesh.receive(|from, msg| events.push_back(Event::Mesh { from, msg }));
         while let Some(token) = self.timers.pop_due(self.now) {

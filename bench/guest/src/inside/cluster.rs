@@ -8,6 +8,7 @@ use cli::children::{Fleet, FleetPlan, last_lines};
 use cli::cluster::Cluster;
 use cli::health::ClusterStatus;
 use cli::scrape::scrape;
+use rustix::process::Signal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -153,6 +154,16 @@ impl Nodes {
     /// Kills a node.
     pub fn kill(&mut self, index: usize) -> Result<(), GuestError> {
         Ok(self.fleet.kill(index)?)
+    }
+
+    /// Stops a node's process in the middle of whatever it does, until `resume`.
+    pub fn pause(&self, index: usize) -> Result<(), GuestError> {
+        Ok(self.fleet.signal(index, Signal::STOP)?)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self, index: usize) -> Result<(), GuestError> {
+        Ok(self.fleet.signal(index, Signal::CONT)?)
     }
 
     /// Starts a node again and waits until it serves.

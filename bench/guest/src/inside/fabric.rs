@@ -88,6 +88,23 @@ pub fn three_nodes_serve_over_rdma_and_one_dies(context: &Context) -> Result<(),
     fabric.nodes.end(&[])
 }
 
+/// A node stands still, is replaced, and wakes with messages of before in its queues.
+pub fn a_paused_node_is_replaced_and_wakes_over_rdma(context: &Context) -> Result<(), GuestError> {
+    let _device = rdma::make()?;
+    let fabric = Fabric::start(context, "rdma")?;
+    fabric.nodes.make_image(BLOCKS * pattern::BLOCK as u64)?;
+    let mut writer = Writer::open(&fabric.nodes.controls(), BLOCKS, 1)?;
+    let mut acked = Vec::new();
+    write(&mut writer, &mut acked)?;
+    fabric.nodes.pause(0)?;
+    write(&mut writer, &mut acked)?;
+    fabric.nodes.resume(0)?;
+    write(&mut writer, &mut acked)?;
+    fabric.nodes.wait_clean()?;
+    writer.verify(&acked)?;
+    fabric.nodes.end(&[])
+}
+
 /// The path of RDMA fails under I/O, and later works again; TCP, on another path, always does.
 pub fn a_link_goes_down_and_tcp_takes_over_until_it_is_back(context: &Context) -> Result<(), GuestError> {
     let device = rdma::make()?;

@@ -49,7 +49,7 @@ pub const UNTIL_THE_CUT: &str = "a_cluster_writes_until_the_power_is_cut";
 const ORDINARY: &[Phase] = &[Phase::Tests];
 
 /// All tests, in the order in which a boot runs them.
-pub const TESTS: [Test; 21] = [
+pub const TESTS: [Test; 22] = [
     Test {
         name: "modules_load",
         about: "rdma_rxe, rdma_ucm and nvme load and make their devices",
@@ -133,6 +133,12 @@ pub const TESTS: [Test; 21] = [
         about: "verified I/O over RDMA, small and large; a node is killed and comes back",
         phases: ORDINARY,
         run: fabric::three_nodes_serve_over_rdma_and_one_dies,
+    },
+    Test {
+        name: "a_paused_node_is_replaced_and_wakes_over_rdma",
+        about: "a stopped process is replaced; what it finds in its queues when it wakes does no harm",
+        phases: ORDINARY,
+        run: fabric::a_paused_node_is_replaced_and_wakes_over_rdma,
     },
     Test {
         name: "a_link_goes_down_and_tcp_takes_over_until_it_is_back",
