@@ -21,6 +21,7 @@ pub mod disks;
 pub mod error;
 pub mod fio;
 pub mod health;
+pub mod links;
 pub mod node;
 pub mod output;
 pub mod procfs;

@@ -6,7 +6,7 @@
 
 mod assemble;
 mod layout;
-mod metrics;
+pub(crate) mod metrics;
 mod notify;
 
 use crate::children::Addresses;
