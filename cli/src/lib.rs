@@ -18,6 +18,7 @@ pub mod deadline;
 pub mod demo;
 pub mod disk_status;
 pub mod disks;
+pub mod doctor;
 pub mod error;
 pub mod fio;
 pub mod health;

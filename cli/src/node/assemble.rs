@@ -276,6 +276,11 @@ fn meta_file(config: &NodeConfig) -> Result<Arc<DiskFile>, CliError> {
     Ok(file)
 }
 
+/// Locked memory of a node with so many data cores, its buffers apart.
+pub fn locked_besides_buffers(cores: u16, rings: u64) -> u64 {
+    (u64::from(cores) + 1) * (EXECUTOR_LOCKED_BYTES + rings * RING_LOCKED_BYTES)
+}
+
 /// How much of each data core's buffers to register: all of it where the memlock limit allows, else an
 /// equal share of what is left of the limit. The ring says so in the log when even that is refused.
 ///
@@ -283,8 +288,8 @@ fn meta_file(config: &NodeConfig) -> Result<Arc<DiskFile>, CliError> {
 fn registered_bytes(config: &NodeConfig, cores: u16, rings: u64) -> usize {
     let wanted = config.buffer_bytes;
     let Some(limit) = host_allows_locking() else { return wanted as usize };
-    let overhead = (u64::from(cores) + 1) * (EXECUTOR_LOCKED_BYTES + rings * RING_LOCKED_BYTES);
-    let share = limit.saturating_sub(overhead) / (u64::from(cores.max(1)) * rings);
+    let share =
+        limit.saturating_sub(locked_besides_buffers(cores, rings)) / (u64::from(cores.max(1)) * rings);
     if share < wanted {
         tracing::info!(
             limit_bytes = limit,
