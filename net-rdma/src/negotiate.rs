@@ -310,8 +310,10 @@ impl RdmaTransport {
         entry.deadline = None;
         let round_trip_us = io.now.since(entry.probed) / 1000;
         let (to, conn) = (entry.to, entry.conn);
-        // Only the side that made the offer has sent a probe.
-        io.stats.links.switched(conn, to.map(|_| round_trip_us));
+        // Only the side that made the offer has sent a probe. Time stands still within a batch of events: an answer in
+        // the same one has measured nothing.
+        let measured = Some(round_trip_us).filter(|us| to.is_some() && *us > 0);
+        io.stats.links.switched(conn, measured);
         if let Some(to) = to {
             tracing::info!(%to, round_trip_us, "a connection uses RDMA");
             self.peers.works(to);

@@ -166,7 +166,8 @@ fn verbs_files(host: &Host, devices: &[Device]) -> Finding {
     const WHY: &str = "a node opens the device through its uverbs file, for reading and writing";
     let files: Vec<String> = host.names(DIR).into_iter().filter(|name| name.starts_with("uverbs")).collect();
     if files.is_empty() {
-        let fix = "load ib_uverbs; in a container, pass the device in (`--device /dev/infiniband`)";
+        let fix = "the kernel makes one for each device once ib_uverbs is loaded; in a container, pass the directory in \
+                   (`--device /dev/infiniband`)";
         return Finding::problem(CHECK, "no uverbs file", WHY, fix);
     }
     let refused = |name: &&String| !(host.may_use)(&host.path(&format!("{DIR}/{name}")));

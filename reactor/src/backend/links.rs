@@ -44,7 +44,8 @@ pub struct Link {
     pub outgoing: bool,
     /// What it goes over.
     pub state: LinkState,
-    /// How long RDMA's probe took, there and back, in microseconds; known to the side that sent it.
+    /// How long RDMA's probe took, there and back, in microseconds; known to the side that sent it. As the loop's clock
+    /// shows it, which is read once for a batch of events: no more than a hint on a busy core.
     pub round_trip_us: Option<u64>,
     /// How often RDMA was tried on it in vain.
     pub failures: u32,
