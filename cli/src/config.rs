@@ -127,7 +127,7 @@ section! {
         #[example = "\"10.0.0.1:7710\""]
         #[default = "the control address's IP, ports chosen by the kernel"]
         data: SocketAddr,
-        /// Where `/metrics` is served over HTTP. Port 0 lets the kernel choose.
+        /// Where `/metrics` and `/links` are served over HTTP. Port 0 lets the kernel choose.
         #[example = "\"10.0.0.1:7780\""]
         #[default = "the control address's IP, port 7780"]
         http: SocketAddr,

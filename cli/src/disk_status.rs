@@ -158,6 +158,7 @@ mod tests {
                 host: format!("h{id}"),
                 control: SocketAddr::from(([127, 0, 0, 1], 1)),
                 cores: Vec::new(),
+                http: None,
                 disks: vec![disk],
                 version: String::new(),
                 problems: Vec::new(),

@@ -145,6 +145,12 @@ pub enum CliError {
         /// How long.
         seconds: u64,
     },
+    /// `doctor` found what keeps a node from working as it should; it has been printed.
+    #[error("this host has {problems} problem(s)")]
+    Unfit {
+        /// How many.
+        problems: usize,
+    },
     /// Ctrl-C or SIGTERM.
     #[error("interrupted")]
     Interrupted,

@@ -1,12 +1,14 @@
-//! The nodes' own counters, from their metrics pages: for the benchmark and the tests.
+//! The nodes' pages, and their own counters from them, for the benchmark and the tests.
 
 use crate::error::CliError;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Longest wait for a metrics page.
+/// Longest wait for a connection, and for each piece of a page.
 const LIMIT: Duration = Duration::from_secs(5);
+/// Bytes of a page: far more than any node's has, in case something else answers.
+const PAGE_BYTES_MAX: u64 = 64 << 20;
 
 /// Sums over the data cores of all nodes.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -49,19 +51,31 @@ fn data_core_sum(page: &str, family: &str) -> f64 {
 }
 
 /// Reads a node's metrics page.
-#[allow(clippy::disallowed_methods, reason = "a scraper lives outside the seam")]
 pub fn scrape(http: SocketAddr) -> Result<String, CliError> {
+    page(http, "/metrics")
+}
+
+/// Reads one of a node's pages.
+#[allow(clippy::disallowed_methods, reason = "a scraper lives outside the seam")]
+pub fn page(http: SocketAddr, path: &str) -> Result<String, CliError> {
     let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(http)?;
+        let mut stream = TcpStream::connect_timeout(&http, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.write_all(
-            format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes(),
+            format!("GET {path} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n").as_bytes(),
         )?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        stream.take(PAGE_BYTES_MAX).read_to_string(&mut answer)?;
+        body(&answer).map(str::to_owned).map_err(std::io::Error::other)
     };
-    ask().map_err(|source| CliError::Io { what: format!("read http://{http}/metrics"), source })
+    ask().map_err(|source| CliError::Io { what: format!("read http://{http}{path}"), source })
+}
+
+/// What comes behind the head of an answer, if the answer is a page.
+fn body(answer: &str) -> Result<&str, String> {
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or("the answer is no HTTP")?;
+    let status = head.lines().next().and_then(|line| line.split_once(' ')).map_or("", |(_, status)| status);
+    if status.starts_with("200") { Ok(body) } else { Err(format!("the answer is {status}")) }
 }
 
 #[cfg(test)]
@@ -76,5 +90,12 @@ mod tests {
                     drystone_loop_enters_total{core=\"control\"} 1000\n\
                     drystone_loop_enters_total_other{core=\"0\"} 7\n";
         assert_eq!(data_core_sum(page, "drystone_loop_enters_total"), 15.5);
+    }
+
+    #[test]
+    fn only_a_good_answer_has_a_body() {
+        assert_eq!(body("HTTP/1.1 200 OK\r\nA: b\r\n\r\n[]"), Ok("[]"));
+        assert_eq!(body("HTTP/1.1 404 Not Found\r\n\r\nno"), Err("the answer is 404 Not Found".to_owned()));
+        assert!(body("").is_err() && body("SSH-2.0\r\n").is_err());
     }
 }

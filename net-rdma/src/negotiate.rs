@@ -103,11 +103,15 @@ impl RdmaTransport {
             self.tell(io, conn, header, Some(offer.encode()))
         });
         match offered {
-            Ok(true) => self.set_deadline(slot, io.now, ANSWER_MS),
+            Ok(true) => {
+                io.stats.links.negotiating(conn);
+                self.set_deadline(slot, io.now, ANSWER_MS);
+            }
             // Its queue is full: another time.
             Ok(false) => drop(self.remove(slot)),
             Err(error) => {
                 let pause_ms = self.peers.failed(to, io.now);
+                io.stats.links.gave_up(conn);
                 tracing::warn!(%error, pause_ms, "RDMA is not offered");
                 self.remove(slot);
             }
@@ -150,7 +154,7 @@ impl RdmaTransport {
             entry.map_or((None, 0), |entry| (Some(entry.phase), u64::from(entry.owner.generation)));
         match (frame.header.kind, frame.header.blocks, slot, phase) {
             (FrameKind::Link, LINK_OFFER, None, _) => self.answer(io, conn, &frame),
-            (FrameKind::Link, LINK_ABANDON, Some(slot), Some(Phase::Answered)) => drop(self.remove(slot)),
+            (FrameKind::Link, LINK_ABANDON, Some(slot), Some(Phase::Answered)) => self.abandoned(io, slot),
             (FrameKind::Link, LINK_ABANDON, Some(slot), Some(Phase::Offered | Phase::Probing)) => {
                 self.gone(io, slot, "the peer gives up");
             }
@@ -192,6 +196,7 @@ impl RdmaTransport {
         };
         let accepted = frame.header.reply(FrameKind::LinkReply, Status::Ok);
         if self.tell(io, conn, accepted, Some(offer.encode())) {
+            io.stats.links.negotiating(conn);
             self.set_deadline(slot, io.now, SWITCH_MS);
         } else {
             self.remove(slot);
@@ -209,6 +214,7 @@ impl RdmaTransport {
         match made {
             Ok(offer) => Some((slot, offer)),
             Err(error) => {
+                io.stats.links.gave_up(conn);
                 tracing::warn!(%error, peer = %peer.gid, "an RDMA offer is declined");
                 self.remove(slot);
                 None
@@ -228,7 +234,9 @@ impl RdmaTransport {
     /// The other side has answered our offer.
     fn answered(&mut self, io: &mut TransportIo<'_>, slot: u16, frame: &Frame) {
         if frame.header.status != Status::Ok {
-            if let Some(to) = self.remove(slot).and_then(|entry| entry.to) {
+            let Some(entry) = self.remove(slot) else { return };
+            io.stats.links.declined(entry.conn);
+            if let Some(to) = entry.to {
                 self.peers.declined(to, io.now);
             }
             return;
@@ -268,7 +276,15 @@ impl RdmaTransport {
         let pause_ms = entry.to.map(|to| self.peers.failed(to, io.now));
         let to = entry.to.map(|to| to.to_string());
         io.stats.rdma_refusals.add(1);
+        io.stats.links.gave_up(entry.conn);
         tracing::warn!(to, why, pause_ms, "RDMA does not work with this peer; the connection stays on TCP");
+    }
+
+    /// The peer, whose offer we had accepted, does not go on: it has given up, or has died.
+    fn abandoned(&mut self, io: &TransportIo<'_>, slot: u16) {
+        if let Some(entry) = self.remove(slot) {
+            io.stats.links.gave_up(entry.conn);
+        }
     }
 
     /// A message of the negotiation has come over RDMA.
@@ -293,7 +309,11 @@ impl RdmaTransport {
         entry.progress.1 = io.now;
         entry.deadline = None;
         let round_trip_us = io.now.since(entry.probed) / 1000;
-        let to = entry.to;
+        let (to, conn) = (entry.to, entry.conn);
+        // Only the side that made the offer has sent a probe. Time stands still within a batch of events: an answer in
+        // the same one has measured nothing.
+        let measured = Some(round_trip_us).filter(|us| to.is_some() && *us > 0);
+        io.stats.links.switched(conn, measured);
         if let Some(to) = to {
             tracing::info!(%to, round_trip_us, "a connection uses RDMA");
             self.peers.works(to);
@@ -330,8 +350,7 @@ impl RdmaTransport {
             match entry.phase {
                 Phase::Offered => self.give_up(io, slot, "no answer to the offer"),
                 Phase::Probing => self.give_up(io, slot, "no answer to the probe"),
-                // The other side has given up, and says so, or has died.
-                Phase::Answered => drop(self.remove(slot)),
+                Phase::Answered => self.abandoned(io, slot),
                 Phase::Switched => self.fail(io, slot, CloseReason::TimedOut, "the peer does not switch"),
             }
         }

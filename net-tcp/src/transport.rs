@@ -115,6 +115,7 @@ impl TcpTransport {
             *place = None;
         }
         self.free.push(slot);
+        io.stats.links.closed(id);
         io.events.push_back(Event::Closed { conn: id, reason });
     }
 
@@ -169,6 +170,9 @@ impl TcpTransport {
             tracing::warn!(%from, MAX_CONNECTIONS, "too many connections; closing a new one");
             return;
         };
+        if framing == Framing::Frames {
+            io.stats.links.opened(id, from, false);
+        }
         io.events.push_back(Event::Accepted { conn: id, token, from });
         if let Some(conn) = self.get(id) {
             conn.start_recv(io);
@@ -182,6 +186,9 @@ impl TcpTransport {
             Phase::Connecting if result == 0 => {
                 conn.phase = Phase::Open;
                 conn.deadline = None;
+                if conn.framing == Framing::Frames {
+                    io.stats.links.opened(conn.id, conn.addr.get(), true);
+                }
                 io.events.push_back(Event::Connected { conn: conn.id });
                 conn.start_recv(io);
                 self.mark_dirty(slot);

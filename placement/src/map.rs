@@ -322,6 +322,9 @@ pub struct Node {
     pub control: SocketAddr,
     /// Where each data core listens.
     pub cores: Vec<SocketAddr>,
+    /// Where it answers people and Prometheus (`/metrics`, `/links`), if anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<SocketAddr>,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// Software version.

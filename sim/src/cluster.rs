@@ -223,6 +223,7 @@ impl Cluster {
             control_listen: SocketAddr::from((node_ip(index), CONTROL_PORT)),
             advertise: IpAddr::V4(node_ip(index)),
             http_listen: None,
+            links: None,
             voters,
             meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: META_BYTES }),
             data_cores: cores,

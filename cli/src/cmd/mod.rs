@@ -3,6 +3,7 @@
 pub mod demo;
 pub mod disk;
 pub mod disk_retire;
+pub mod doctor;
 pub mod image;
 pub mod meta;
 pub mod node;
@@ -57,7 +58,9 @@ pub enum Command {
     Node(Box<node::NodeArgs>),
     /// Start a cluster on this machine, run fio through the death of a node, print what it measured
     Demo(demo::DemoArgs),
-    /// Show the cluster's health
+    /// Check this host's settings for Drystone and RDMA; changes nothing
+    Doctor(doctor::DoctorArgs),
+    /// Show the cluster's health, or its connections
     Status(status::StatusArgs),
     /// Show what is set for the whole cluster, or set it: flags and thresholds
     Set(settings::SetArgs),
@@ -86,6 +89,7 @@ pub fn run(cli: Cli) -> Result<(), CliError> {
     match command {
         Command::Node(args) => node::run(&global, *args),
         Command::Demo(args) => demo::run(&args),
+        Command::Doctor(args) => doctor::run(&global, &args),
         Command::Status(args) => status::run(&global, &args),
         Command::Set(args) => settings::set(&global, &args),
         Command::Unset(args) => settings::unset(&global, &args),

@@ -5,7 +5,8 @@ use super::metrics::{DataCollector, LoopCollector};
 use crate::config::{NodeConfig, Poll, host_allows_locking};
 use crate::disks::{self, OwnDisk};
 use crate::error::{CliError, DiskProblem};
-use control::{ControlConfig, ControlCore, ControlStatus, MetaRegion, Voter};
+use crate::links;
+use control::{ControlConfig, ControlCore, ControlStatus, LinksPage, MetaRegion, Voter};
 use engine::metrics::CoreMetrics;
 use engine::{DataCore, Planted};
 use engine::{DataCoreConfig, SliceConfig};
@@ -90,6 +91,7 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     }
     let stats = Arc::<CoreStats>::default();
     loops.push((CONTROL_CORE, stats.clone()));
+    let linked = loops.clone();
     let collector = LoopCollector::new(loops).map_err(|error| failed(error.to_string()))?;
     registry.register(Box::new(collector)).map_err(|error| failed(error.to_string()))?;
     let collector = DataCollector::new(data).map_err(|error| failed(error.to_string()))?;
@@ -97,6 +99,7 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
 
     let mut control = control_config(config, &disks, &hands, &meta, registry, status.clone());
     control.problems = problems;
+    control.links = Some(LinksPage::new(move || links::page(&linked)));
     plans.push(control_core(control, meta, stats, config.spin_us));
     Ok(Assembled { plans, status })
 }
@@ -205,6 +208,7 @@ fn control_config(
         control_listen: config.control,
         advertise: config.control.ip(),
         http_listen: Some(config.http),
+        links: None,
         voters: config.voters.iter().map(|v| Voter { node: v.node, addr: v.address }).collect(),
         meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: meta.info().size_bytes }),
         data_cores: hands.len() as u16,
@@ -272,6 +276,11 @@ fn meta_file(config: &NodeConfig) -> Result<Arc<DiskFile>, CliError> {
     Ok(file)
 }
 
+/// Locked memory of a node with so many data cores, its buffers apart.
+pub fn locked_besides_buffers(cores: u16, rings: u64) -> u64 {
+    (u64::from(cores) + 1) * (EXECUTOR_LOCKED_BYTES + rings * RING_LOCKED_BYTES)
+}
+
 /// How much of each data core's buffers to register: all of it where the memlock limit allows, else an
 /// equal share of what is left of the limit. The ring says so in the log when even that is refused.
 ///
@@ -279,8 +288,8 @@ fn meta_file(config: &NodeConfig) -> Result<Arc<DiskFile>, CliError> {
 fn registered_bytes(config: &NodeConfig, cores: u16, rings: u64) -> usize {
     let wanted = config.buffer_bytes;
     let Some(limit) = host_allows_locking() else { return wanted as usize };
-    let overhead = (u64::from(cores) + 1) * (EXECUTOR_LOCKED_BYTES + rings * RING_LOCKED_BYTES);
-    let share = limit.saturating_sub(overhead) / (u64::from(cores.max(1)) * rings);
+    let share =
+        limit.saturating_sub(locked_besides_buffers(cores, rings)) / (u64::from(cores.max(1)) * rings);
     if share < wanted {
         tracing::info!(
             limit_bytes = limit,

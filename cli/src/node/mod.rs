@@ -6,7 +6,7 @@
 
 mod assemble;
 mod layout;
-mod metrics;
+pub(crate) mod metrics;
 mod notify;
 
 use crate::children::Addresses;
@@ -15,6 +15,7 @@ use crate::deadline::Deadline;
 use crate::error::CliError;
 use crate::output;
 use assemble::Assembled;
+pub(crate) use assemble::locked_besides_buffers;
 use control::{Phase, StatusInner};
 use engine::CoreMsg;
 use reactor::backend::{LaunchError, Running};

@@ -42,6 +42,12 @@ pub fn temp_dir() -> tempfile::TempDir {
 impl TestCluster {
     /// Prepares nodes and starts none.
     pub fn prepared(nodes: u64) -> Self {
+        Self::prepared_with(nodes, &[])
+    }
+
+    /// The same, of nodes with further flags.
+    pub fn prepared_with(nodes: u64, flags: &[&str]) -> Self {
+        let usual = ["--cores", "1", "--cpus", "none", "--meta-bytes", "16MiB"];
         let dir = temp_dir();
         let plan = FleetPlan {
             binary: binary(),
@@ -49,7 +55,7 @@ impl TestCluster {
             nodes,
             disk_bytes: DISK_BYTES,
             slices: 2,
-            flags: ["--cores", "1", "--cpus", "none", "--meta-bytes", "16MiB"].map(String::from).to_vec(),
+            flags: usual.iter().chain(flags).map(|flag| (*flag).to_owned()).collect(),
             log: "info".into(),
         };
         Self { fleet: Fleet::prepare(plan).unwrap(), dir }

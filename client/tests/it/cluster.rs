@@ -195,6 +195,7 @@ impl FakeCluster {
             host: format!("host{i}"),
             control: node.control,
             cores: vec![node.core],
+            http: None,
             disks: vec![placement::Disk {
                 uuid: DiskUuid(i as u128),
                 path: String::new(),

@@ -98,6 +98,23 @@ pub struct Voter {
     pub addr: SocketAddr,
 }
 
+/// Writes the page `/links`: the connections of all cores of the node, as JSON. What they are only the environment
+/// knows.
+#[derive(Clone)]
+pub struct LinksPage(Arc<dyn Fn() -> String + Send + Sync>);
+
+impl LinksPage {
+    /// The page that `write` writes.
+    pub fn new(write: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        Self(Arc::new(write))
+    }
+
+    /// The page as of now.
+    pub fn text(&self) -> String {
+        (self.0)()
+    }
+}
+
 /// Everything a control core must know.
 #[derive(Clone)]
 pub struct ControlConfig {
@@ -114,6 +131,8 @@ pub struct ControlConfig {
     pub advertise: IpAddr,
     /// Where to serve `/metrics`, if anywhere.
     pub http_listen: Option<SocketAddr>,
+    /// What `/links` shows; made by whoever assembles the node.
+    pub links: Option<LinksPage>,
     /// The nodes that found the metadata group, 1, 3, 5 or 7 of them; later those to ask first who its voters are.
     pub voters: Vec<Voter>,
     /// Where this node keeps the metadata store; needed when it is a voter or may become one.

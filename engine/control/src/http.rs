@@ -1,4 +1,4 @@
-//! HTTP for people and Prometheus: `GET /metrics` and `GET /healthz`, one request per connection.
+//! HTTP for people and Prometheus: `GET /metrics`, `/links` and `/healthz`, one request per connection.
 
 use crate::config::{HELLO_TIMEOUT_MS, HTTP_CONNS_MAX, HTTP_HEADERS_MAX, HTTP_REQUEST_BYTES_MAX};
 use reactor::{ConnId, Env, IoBuf, Mono};
@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 pub enum Wanted {
     /// `/metrics`.
     Metrics,
+    /// `/links`.
+    Links,
     /// `/healthz`.
     Health,
 }
@@ -114,8 +116,9 @@ fn parse(bytes: &[u8]) -> Parsed {
         Ok(httparse::Status::Complete(_)) => match (request.method, request.path) {
             (Some("GET"), Some(path)) => match path.split('?').next() {
                 Some("/metrics") => Parsed::Get(Wanted::Metrics),
+                Some("/links") => Parsed::Get(Wanted::Links),
                 Some("/healthz") => Parsed::Get(Wanted::Health),
-                _ => Parsed::Error(404, "there is /metrics and /healthz\n"),
+                _ => Parsed::Error(404, "there is /metrics, /links and /healthz\n"),
             },
             _ => Parsed::Error(405, "GET only\n"),
         },
@@ -135,6 +138,7 @@ mod tests {
         };
         assert_eq!(code("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"), 200);
         assert_eq!(code("GET /healthz?x=1 HTTP/1.0\r\n\r\n"), 200);
+        assert_eq!(code("GET /links HTTP/1.1\r\n\r\n"), 200);
         assert_eq!(code("GET / HTTP/1.1\r\n\r\n"), 404);
         assert_eq!(code("POST /metrics HTTP/1.1\r\n\r\n"), 405);
         assert_eq!(code("GET /metrics HTTP/1.1\r\nHost"), 0);

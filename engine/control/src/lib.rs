@@ -7,7 +7,7 @@
 //! Start reading at `core`: the events, and who handles them. `lease` is how a node comes to have
 //! authority; `director::decide` is what a PG's next configuration is: everything that keeps data safe
 //! across failures is in these two, and in `claims`, which keeps out disks that are not what they were.
-//! `server` and `http` face strangers. `admin` builds the transactions
+//! `server` and `http` face strangers, `pages` is what `http` shows. `admin` builds the transactions
 //! of administrators and is used by the command line as well. `voters` follows changes of who keeps the metadata.
 //!
 //! The package knows the environment's traits only; the simulator runs this very code.
@@ -26,6 +26,7 @@ mod links;
 mod metrics;
 mod mirror;
 mod own_slices;
+mod pages;
 pub mod planted;
 mod registration;
 mod scrubs;
@@ -40,7 +41,7 @@ mod wishes;
 
 pub use config::{
     ControlConfig, ControlError, ControlStatus, DRIFT_MARGIN_PERCENT, LEASE_RENEW_MS, LEASE_TTL_MS,
-    MetaRegion, Phase, StatusInner, Voter,
+    LinksPage, MetaRegion, Phase, StatusInner, Voter,
 };
 pub use core::ControlCore;
 pub use metrics::ControlMetrics;

@@ -99,8 +99,8 @@ impl ControlCore {
         if cores.len() == usize::from(self.config.data_cores) && all_open {
             let (id, host, version) =
                 (self.config.node, self.config.host.clone(), self.config.version.clone());
-            let problems = self.config.problems.clone();
-            let node = Node { id, host, control, cores, disks, version, problems };
+            let (problems, http) = (self.config.problems.clone(), self.http_addr);
+            let node = Node { id, host, control, cores, http, disks, version, problems };
             self.registrar.ready(node, self.marks.generations().clone());
         }
     }

@@ -88,6 +88,7 @@ mod tests {
             host: "h".into(),
             control: at,
             cores: vec![at],
+            http: None,
             disks: vec![disk],
             version: String::new(),
             problems: Vec::new(),

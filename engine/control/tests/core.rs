@@ -185,6 +185,7 @@ fn metrics_please_promtool_and_http_survives_strangers() {
     assert!(body.contains("drystone_threshold_ratio{threshold=\"nearfull\"} 0.85"), "{body}");
     assert!(body.contains("drystone_flag{flag=\"norecover\"} 0") && body.contains("drystone_full_slices 0"));
     assert!(get(b"GET /healthz HTTP/1.1\r\n\r\n").ends_with("\r\n\r\nok\n"));
+    assert!(get(b"GET /links HTTP/1.1\r\n\r\n").ends_with("\r\n\r\n[]"));
     assert!(get(b"GET /nothing HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
     assert!(get(b"\x16\x03\x01 garbage").starts_with("HTTP/1.1 400"));
     assert!(get(&vec![b'A'; 100_000]).starts_with("HTTP/1.1 400"));

@@ -26,6 +26,7 @@ pub fn node(id: u64, host: &str, disks: u64, slices: u64, cores: u16, slice_byte
         host: host.to_owned(),
         control: at,
         cores: vec![at; cores.into()],
+        http: None,
         disks: (0..disks).map(disk).collect(),
         version: String::new(),
         problems: Vec::new(),

@@ -1,7 +1,7 @@
 //! The production environment: one loop per core on one io_uring.
 //!
 //! `core` is the loop, `ring` its io_uring, `polled` a second one for drives that are polled, `disk_file` and `disk`
-//! the drives, `device` what the kernel says of them, `mesh` the rings between cores, `transport` the seam behind
+//! the drives, `device` what the kernel says of them, `links` which connections there are, `mesh` the rings between cores, `transport` the seam behind
 //! which `net-tcp` and `net-rdma` live. `launch` starts a node's cores on threads that glommio pins; `foreign` drives
 //! the same loop from somebody else's thread (fio, QEMU), for which `host_thread` can make one.
 //!
@@ -18,6 +18,7 @@ mod heap;
 mod host_thread;
 mod idle;
 mod launch;
+mod links;
 mod mesh;
 mod polled;
 mod ring;
@@ -37,6 +38,7 @@ pub use self::host_thread::HostThread;
 pub use self::launch::{
     CorePlan, Cpu, LaunchError, Running, ServiceFactory, TransportFactory, allowed_cpus, launch,
 };
+pub use self::links::{Link, LinkState, LinkTable};
 pub use self::mesh::{OUTSIDE, Poster};
 pub use self::polled::Polling;
 pub use self::ring::Ring;

@@ -1,5 +1,6 @@
 //! What a core counts about itself. Written by the core alone, readable from anywhere.
 
+use super::links::LinkTable;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A batch that takes longer than this from reaping to the end of its flush counts as a stall: the bound
@@ -80,4 +81,6 @@ pub struct CoreStats {
     pub arena_used_bytes: Counter,
     /// Bytes of the arena registered with the kernel (gauge).
     pub arena_registered_bytes: Counter,
+    /// The connections there are now.
+    pub links: LinkTable,
 }

@@ -40,6 +40,7 @@ pub fn node(id: u64) -> Node {
         host: format!("h{id}"),
         control: at,
         cores: vec![at; 2],
+        http: None,
         disks: vec![Disk {
             uuid: DiskUuid(id.into()),
             path: String::new(),

@@ -243,6 +243,7 @@ impl Rig {
             control_listen: address(id),
             advertise: [127, 0, 0, 1].into(),
             http_listen: Some(http_address(id)),
+            links: Some(control::LinksPage::new(|| "[]".to_owned())),
             voters: self.voters.clone(),
             meta: Some(MetaRegion { disk: DiskIndex(0), offset: 0, len: 8 << 20 }),
             data_cores: 2,
