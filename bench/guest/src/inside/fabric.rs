@@ -23,6 +23,9 @@ const CONNECTIONS: &str = "drystone_rdma_connections";
 const SWITCHES: &str = "drystone_rdma_switches_total";
 /// Those that broke while they used it.
 const BREAKS: &str = "drystone_rdma_breaks_total";
+/// Work requests of a node, and the times that some were handed to the device.
+const WORK: &str = "drystone_rdma_work_requests_total";
+const DOORBELLS: &str = "drystone_rdma_doorbells_total";
 /// Seconds of each measurement.
 const SECONDS: u32 = 2;
 /// Queue depths at which RDMA and TCP are compared.
@@ -76,6 +79,9 @@ pub fn three_nodes_serve_over_rdma_and_one_dies(context: &Context) -> Result<(),
     fabric.nodes.round_trip("large", Path::new("/dev/shm"))?;
     verify_with_fio(context, &fabric.nodes)?;
     demand(fabric.sum(SWITCHES)? >= 6.0, || "no node has used RDMA".into())?;
+    let links = fabric.nodes.command(&["status", "--links"])?;
+    let measured = |line: &&str| line.contains("rdma") && line.contains(" us");
+    demand(links.lines().filter(measured).count() >= 3, || format!("links are not shown as RDMA:\n{links}"))?;
     let broken = fabric.sum(BREAKS)?;
     demand(broken == 0.0, || format!("{broken} connections have broken without cause"))?;
     fabric.nodes.kill(2)?;
@@ -160,6 +166,7 @@ fn verify_with_fio(context: &Context, nodes: &Nodes) -> Result<(), GuestError> {
 }
 
 struct Measured {
+    ios: u64,
     iops: f64,
     p50_us: f64,
     cpu_us_per_op: f64,
@@ -184,7 +191,7 @@ fn fio(
     demand(result.ios > 0, || "fio has done nothing".into())?;
     let cpu = nodes.cpu_time()?.saturating_sub(before) + result.cpu;
     let cpu_us_per_op = cpu.as_secs_f64() * 1e6 / result.ios as f64;
-    Ok(Measured { iops: result.iops, p50_us: result.p50_us, cpu_us_per_op })
+    Ok(Measured { ios: result.ios, iops: result.iops, p50_us: result.p50_us, cpu_us_per_op })
 }
 
 /// Not a test of speed: says what both cost, in one boot, one after the other.
@@ -199,9 +206,14 @@ pub fn rdma_and_tcp_are_compared(context: &Context) -> Result<(), GuestError> {
             [format!("--runtime={SECONDS}"), "--time_based".into(), format!("--transport={transport}")];
         for rw in ["randwrite", "randread"] {
             for depth in DEPTHS {
+                let before = (fabric.sum(WORK)?, fabric.sum(DOORBELLS)?);
                 let run = fio(context, &fabric.nodes, IMAGE, rw, depth, &extra)?;
+                let per_op = |after: f64, before: f64| (after - before) / run.ios as f64;
+                let work = per_op(fabric.sum(WORK)?, before.0);
+                let bells = per_op(fabric.sum(DOORBELLS)?, before.1);
                 lines.push(format!(
-                    "figure {rw} depth {depth} {transport}: {:.0} IOPS, p50 {:.0} us, CPU {:.0} us per operation",
+                    "figure {rw} depth {depth} {transport}: {:.0} IOPS, p50 {:.0} us, CPU {:.0} us per operation, \
+                     nodes' work requests {work:.2} and doorbells {bells:.2} per operation",
                     run.iops, run.p50_us, run.cpu_us_per_op
                 ));
             }
