@@ -47,18 +47,41 @@ impl Fabric {
         Ok(Self { nodes, _files: files })
     }
 
+    /// The same with an image, a client, and its first writes.
+    fn with_load(context: &Context, transport: &str) -> Result<(Self, Load), GuestError> {
+        let fabric = Self::start(context, transport)?;
+        fabric.nodes.make_image(BLOCKS * pattern::BLOCK as u64)?;
+        let writer = Writer::open(&fabric.nodes.controls(), BLOCKS, 1)?;
+        let mut load = Load { writer, acked: Vec::new() };
+        load.more()?;
+        Ok((fabric, load))
+    }
+
     /// The sum of a counter over all nodes.
     fn sum(&self, name: &str) -> Result<f64, GuestError> {
         (0..3).map(|index| self.nodes.counter(index, name)).sum()
     }
 }
 
-/// Some more writes.
-fn write(writer: &mut Writer, acked: &mut Vec<Ack>) -> Result<(), GuestError> {
-    writer.write(WRITES, |ack| {
-        acked.push(ack);
-        Ok(())
-    })
+/// A client of the image and what it has written.
+struct Load {
+    writer: Writer,
+    acked: Vec<Ack>,
+}
+
+impl Load {
+    /// Some more writes.
+    fn more(&mut self) -> Result<(), GuestError> {
+        self.writer.write(WRITES, |ack| {
+            self.acked.push(ack);
+            Ok(())
+        })
+    }
+
+    /// Every block holds its last acknowledged write.
+    fn verify(&mut self) -> Result<(), GuestError> {
+        self.writer.verify(&self.acked)
+    }
 }
 
 pub fn net_rdma_passes_the_conformance_suite(context: &Context) -> Result<(), GuestError> {
@@ -71,11 +94,7 @@ pub fn net_rdma_passes_the_conformance_suite(context: &Context) -> Result<(), Gu
 /// Verified I/O, small and large, and a node that is killed in the middle and comes back.
 pub fn three_nodes_serve_over_rdma_and_one_dies(context: &Context) -> Result<(), GuestError> {
     let _device = rdma::make()?;
-    let mut fabric = Fabric::start(context, "rdma")?;
-    fabric.nodes.make_image(BLOCKS * pattern::BLOCK as u64)?;
-    let mut writer = Writer::open(&fabric.nodes.controls(), BLOCKS, 1)?;
-    let mut acked = Vec::new();
-    write(&mut writer, &mut acked)?;
+    let (mut fabric, mut load) = Fabric::with_load(context, "rdma")?;
     fabric.nodes.round_trip("large", Path::new("/dev/shm"))?;
     verify_with_fio(context, &fabric.nodes)?;
     demand(fabric.sum(SWITCHES)? >= 6.0, || "no node has used RDMA".into())?;
@@ -85,63 +104,51 @@ pub fn three_nodes_serve_over_rdma_and_one_dies(context: &Context) -> Result<(),
     let broken = fabric.sum(BREAKS)?;
     demand(broken == 0.0, || format!("{broken} connections have broken without cause"))?;
     fabric.nodes.kill(2)?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     fabric.nodes.restart(2)?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     fabric.nodes.wait_clean()?;
     demand(fabric.nodes.counter(2, SWITCHES)? >= 1.0, || "the returned node does not use RDMA".into())?;
-    writer.verify(&acked)?;
+    load.verify()?;
     fabric.nodes.end(&[])
 }
 
 /// A node stands still, is replaced, and wakes with messages of before in its queues.
 pub fn a_paused_node_is_replaced_and_wakes_over_rdma(context: &Context) -> Result<(), GuestError> {
     let _device = rdma::make()?;
-    let fabric = Fabric::start(context, "rdma")?;
-    fabric.nodes.make_image(BLOCKS * pattern::BLOCK as u64)?;
-    let mut writer = Writer::open(&fabric.nodes.controls(), BLOCKS, 1)?;
-    let mut acked = Vec::new();
-    write(&mut writer, &mut acked)?;
+    let (fabric, mut load) = Fabric::with_load(context, "rdma")?;
     fabric.nodes.pause(0)?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     fabric.nodes.resume(0)?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     fabric.nodes.wait_clean()?;
-    writer.verify(&acked)?;
+    load.verify()?;
     fabric.nodes.end(&[])
 }
 
 /// The path of RDMA fails under I/O, and later works again; TCP, on another path, always does.
 pub fn a_link_goes_down_and_tcp_takes_over_until_it_is_back(context: &Context) -> Result<(), GuestError> {
     let device = rdma::make()?;
-    let fabric = Fabric::start(context, "auto")?;
-    fabric.nodes.make_image(BLOCKS * pattern::BLOCK as u64)?;
-    let mut writer = Writer::open(&fabric.nodes.controls(), BLOCKS, 1)?;
-    let mut acked = Vec::new();
-    write(&mut writer, &mut acked)?;
+    let (fabric, mut load) = Fabric::with_load(context, "auto")?;
     wait_until("nodes to use RDMA", || Ok(fabric.sum(SWITCHES)? >= 6.0))?;
     device.set("down")?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     wait_until("all RDMA connections to end", || Ok(fabric.sum(CONNECTIONS)? == 0.0))?;
     demand(fabric.sum(BREAKS)? > 0.0, || "no connection has broken".into())?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     let before = fabric.sum(SWITCHES)?;
     device.set("up")?;
     wait_until("nodes to use RDMA again", || Ok(fabric.sum(SWITCHES)? >= before + 6.0))?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     fabric.nodes.wait_clean()?;
-    writer.verify(&acked)?;
+    load.verify()?;
     fabric.nodes.end(&[])
 }
 
 /// Offers that cannot be meant, a peer that is nowhere, steps out of order: others do not notice.
 pub fn forged_offers_harm_nobody(context: &Context) -> Result<(), GuestError> {
     let _device = rdma::make()?;
-    let fabric = Fabric::start(context, "rdma")?;
-    fabric.nodes.make_image(BLOCKS * pattern::BLOCK as u64)?;
-    let mut writer = Writer::open(&fabric.nodes.controls(), BLOCKS, 1)?;
-    let mut acked = Vec::new();
-    write(&mut writer, &mut acked)?;
+    let (fabric, mut load) = Fabric::with_load(context, "rdma")?;
     let core = fabric.nodes.data_address(0)?;
     let accepted = offers::answer_to(core, &offers::with_mtu(9))?;
     demand(!accepted, || "an offer with an impossible MTU was accepted".into())?;
@@ -151,10 +158,10 @@ pub fn forged_offers_harm_nobody(context: &Context) -> Result<(), GuestError> {
     offers::answer_to(core, &offers::from_nowhere())?;
     offers::switch_without_probe(core)?;
     demand(offers::switch_without_offer(core)?, || "a switch without an offer was taken".into())?;
-    write(&mut writer, &mut acked)?;
+    load.more()?;
     let broken = fabric.nodes.counter(1, BREAKS)? + fabric.nodes.counter(2, BREAKS)?;
     demand(broken == 0.0, || format!("{broken} connections of others have broken"))?;
-    writer.verify(&acked)?;
+    load.verify()?;
     fabric.nodes.end(&[])
 }
 
