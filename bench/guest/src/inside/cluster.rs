@@ -85,13 +85,22 @@ impl Nodes {
 
     /// A pool of three copies with an image, all of it clean.
     pub fn make_image(&self, bytes: u64) -> Result<(), GuestError> {
-        self.make_pool()?;
+        self.make_image_of(bytes, PGS)
+    }
+
+    /// The same with another number of placement groups.
+    pub fn make_image_of(&self, bytes: u64, pgs: &str) -> Result<(), GuestError> {
+        self.make_pool_of(pgs)?;
         self.command(&["image", "create", IMAGE, "--pool", POOL, "--size", &bytes.to_string()]).map(|_| ())
     }
 
     /// A pool of three copies, clean.
     pub fn make_pool(&self) -> Result<(), GuestError> {
-        self.command(&["pool", "create", POOL, "--copies", COPIES, "--pgs", PGS])?;
+        self.make_pool_of(PGS)
+    }
+
+    fn make_pool_of(&self, pgs: &str) -> Result<(), GuestError> {
+        self.command(&["pool", "create", POOL, "--copies", COPIES, "--pgs", pgs])?;
         self.wait_clean().map(|_| ())
     }
 
@@ -137,11 +146,20 @@ impl Nodes {
 
     /// The sum over a node's cores of what its metrics page has under this name.
     pub fn counter(&self, index: usize, name: &str) -> Result<f64, GuestError> {
+        Ok(self.values(index, name)?.iter().sum())
+    }
+
+    /// Slices of a node that hold something, as its metrics page says once per second.
+    pub fn slices_in_use(&self, index: usize) -> Result<usize, GuestError> {
+        Ok(self.values(index, "drystone_slice_objects{")?.iter().filter(|objects| **objects > 0.0).count())
+    }
+
+    fn values(&self, index: usize, name: &str) -> Result<Vec<f64>, GuestError> {
         let node = self.fleet.nodes.get(index).and_then(|node| node.addresses.as_ref());
         let http = node.ok_or_else(|| GuestError::Missing(format!("node {}", index + 1)))?.http;
         let page = scrape(http)?;
         let lines = page.lines().filter(|line| line.starts_with(name));
-        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).collect())
     }
 
     /// CPU time of all nodes that run.
