@@ -146,20 +146,11 @@ impl Nodes {
 
     /// The sum over a node's cores of what its metrics page has under this name.
     pub fn counter(&self, index: usize, name: &str) -> Result<f64, GuestError> {
-        Ok(self.values(index, name)?.iter().sum())
-    }
-
-    /// Slices of a node that hold something, as its metrics page says once per second.
-    pub fn slices_in_use(&self, index: usize) -> Result<usize, GuestError> {
-        Ok(self.values(index, "drystone_slice_objects{")?.iter().filter(|objects| **objects > 0.0).count())
-    }
-
-    fn values(&self, index: usize, name: &str) -> Result<Vec<f64>, GuestError> {
         let node = self.fleet.nodes.get(index).and_then(|node| node.addresses.as_ref());
         let http = node.ok_or_else(|| GuestError::Missing(format!("node {}", index + 1)))?.http;
         let page = scrape(http)?;
         let lines = page.lines().filter(|line| line.starts_with(name));
-        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).collect())
+        Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }
 
     /// CPU time of all nodes that run.
