@@ -363,7 +363,7 @@ impl DataCore {
         let header = frame.header;
         let key = self.subs.insert(SubOp::new(conn, header, pg, at, env.now()));
         let read = match self.store(at) {
-            Ok(store) => store.read_object(env, key.tagged(ticket::SUB), header.object),
+            Ok(store) => store.read_object(key.tagged(ticket::SUB), header.object),
             Err(error) => Err(error),
         };
         if let Err(error) = read {

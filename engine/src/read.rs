@@ -27,7 +27,7 @@ impl DataCore {
             metrics.reads.add(1);
         }
         let result = match self.store(at) {
-            Ok(store) => store.read(env, key.tagged(ticket::OP), object, block, blocks),
+            Ok(store) => store.read(key.tagged(ticket::OP), object, block, blocks),
             Err(error) => Err(error),
         };
         if let Err(error) = result {

@@ -141,7 +141,7 @@ impl DataCore {
         let mut step = Step::Sending;
         if matches!(presence, Presence::Live(_)) {
             let read = match self.store(at) {
-                Ok(store) => store.read_object(env, key.tagged(ticket::HEAL_READ), object),
+                Ok(store) => store.read_object(key.tagged(ticket::HEAL_READ), object),
                 Err(error) => Err(error),
             };
             match read {

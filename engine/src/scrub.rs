@@ -305,7 +305,7 @@ impl DataCore {
         let mut cost = LIGHT_COST_BYTES;
         if depth == ScrubDepth::Deep && matches!(presence, Presence::Live(_)) {
             let ticket = key.tagged(ticket::SCRUB);
-            let read = self.store(at).and_then(|store| store.read_blocks(env, ticket, object, blocks));
+            let read = self.store(at).and_then(|store| store.read_blocks(ticket, object, blocks));
             if read.is_err() {
                 // No room, or the slice is on its way out: not now, and the next run will come.
                 return self.drop_check(env, key);
@@ -533,8 +533,7 @@ impl DataCore {
         }
         let key = self.subs.insert(crate::member::SubOp::new(conn, *header, pg, at, env.now()));
         let ticket = key.tagged(ticket::SUB);
-        let read =
-            self.store(at).and_then(|store| store.read_blocks(env, ticket, header.object, header.block));
+        let read = self.store(at).and_then(|store| store.read_blocks(ticket, header.object, header.block));
         if let Err(error) = read {
             self.subs.remove(key);
             self.answer_status(env, conn, header, error.status());

@@ -168,6 +168,10 @@ impl DataCore {
     /// any other store's completion may have made; true when that brought events.
     pub(crate) fn flush_stores(&mut self, env: &mut dyn Env) -> bool {
         let mut any = false;
+        // All of the core's at once: see there.
+        for store in self.slices.iter_mut().filter_map(|slice| slice.store.as_mut()) {
+            store.locate_fresh();
+        }
         for at in 0..self.slices.len() {
             let Some(slice) = self.slices.get_mut(at) else { continue };
             if !slice.wants_flush() {

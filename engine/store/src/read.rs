@@ -11,6 +11,8 @@ use reactor::{DiskError, DiskOp, Env, IoBuf};
 use wire::crc::ZERO_BLOCK_CRC;
 use wire::{BLOCK_BYTES, BlockCrcs, OBJECT_BLOCKS, ObjectId, block_crc};
 
+use crate::cache::Cache;
+use crate::overlay::Overlay;
 use crate::page::{BlockRef, SLOTS_PER_PAGE, Slot};
 use crate::planted::Bug;
 use crate::store::{OpKind, SliceStore};
@@ -26,6 +28,8 @@ const RETRIES_MAX: u8 = 64;
 enum Step {
     /// Slot in the table is free.
     Idle,
+    /// Submitted since the last flush or change: see `start_fresh`.
+    Fresh,
     /// Waits for a commit, a page, or a frame.
     Parked,
     /// Device reads are out.
@@ -69,7 +73,7 @@ impl Read {
     }
 
     fn begin(&mut self, ticket: u64, object: ObjectId, mask: u32, whole: bool) {
-        self.step = Step::Parked;
+        self.step = Step::Fresh;
         (self.ticket, self.object, self.mask, self.whole) = (ticket, object, mask, whole);
         self.outstanding = 0;
         self.retries = 0;
@@ -128,13 +132,24 @@ pub(crate) struct Reads {
     table: Vec<Read>,
     free: Vec<u32>,
     parked: VecDeque<u32>,
+    /// Reads at `Step::Fresh` in the order of their submission, and the slot of each once it was looked up.
+    fresh: Vec<(u32, Option<u32>)>,
+    /// As many of `fresh` were looked up. They stay valid: a change starts all of them first.
+    located: usize,
     /// For the next resolution.
     scratch: Option<Box<Found>>,
 }
 
 impl Reads {
     pub(crate) fn new() -> Self {
-        Self { table: Vec::new(), free: Vec::new(), parked: VecDeque::new(), scratch: None }
+        Self {
+            table: Vec::new(),
+            free: Vec::new(),
+            parked: VecDeque::new(),
+            fresh: Vec::new(),
+            located: 0,
+            scratch: None,
+        }
     }
 
     pub(crate) fn in_progress(&self) -> usize {
@@ -147,40 +162,27 @@ impl SliceStore {
     /// and deleted objects read as zeroes.
     pub fn read(
         &mut self,
-        env: &mut dyn Env,
         ticket: u64,
         object: ObjectId,
         first_block: u32,
         blocks: u32,
     ) -> Result<(), StoreError> {
         let mask = range_mask(first_block, blocks).ok_or(StoreError::Invalid)?;
-        self.begin_read(env, ticket, object, mask, false)
+        self.begin_read(ticket, object, mask, false)
     }
 
     /// Reads all written blocks of an object with its version, all durable; `StoreEvent::Object` brings them.
-    pub fn read_object(
-        &mut self,
-        env: &mut dyn Env,
-        ticket: u64,
-        object: ObjectId,
-    ) -> Result<(), StoreError> {
-        self.read_blocks(env, ticket, object, u32::MAX)
+    pub fn read_object(&mut self, ticket: u64, object: ObjectId) -> Result<(), StoreError> {
+        self.read_blocks(ticket, object, u32::MAX)
     }
 
     /// The same for those of its blocks whose bits are set in `mask`.
-    pub fn read_blocks(
-        &mut self,
-        env: &mut dyn Env,
-        ticket: u64,
-        object: ObjectId,
-        mask: u32,
-    ) -> Result<(), StoreError> {
-        self.begin_read(env, ticket, object, mask, true)
+    pub fn read_blocks(&mut self, ticket: u64, object: ObjectId, mask: u32) -> Result<(), StoreError> {
+        self.begin_read(ticket, object, mask, true)
     }
 
     fn begin_read(
         &mut self,
-        env: &mut dyn Env,
         ticket: u64,
         object: ObjectId,
         mask: u32,
@@ -200,8 +202,48 @@ impl SliceStore {
         if let Some(read) = self.reads.table.get_mut(id as usize) {
             read.begin(ticket, object, mask, whole);
         }
-        self.advance_read(env, id);
+        self.reads.fresh.push((id, None));
         Ok(())
+    }
+
+    /// Looks up where fresh reads find their objects, without doing anything yet.
+    ///
+    /// What a look-up finds in memory is rarely in the processor's caches, which the data of other reads passes through.
+    /// Back to back, with nothing in between, the processor waits for several of them at once.
+    pub fn locate_fresh(&mut self) {
+        let Self { reads, index, cache, active, frozen, .. } = self;
+        let Reads { table, fresh, located, .. } = reads;
+        let new = fresh.get_mut(*located..).unwrap_or_default();
+        for (id, slot) in new.iter_mut() {
+            *slot = table.get(*id as usize).and_then(|read| index.find(read.object));
+        }
+        let mut warm = 0;
+        for (id, slot) in new.iter() {
+            let first = table.get(*id as usize).map_or(0, |read| read.mask & read.mask.wrapping_neg());
+            let Some(slot) = *slot else { continue };
+            let changed = |overlay: &Overlay| overlay.changes(slot, first).map(|change| change.to).next();
+            let at =
+                changed(active).or_else(|| changed(frozen)).or_else(|| block_in_page(cache, slot, first));
+            warm ^= at.map_or(0, |at| at.addr ^ u64::from(at.crc));
+        }
+        std::hint::black_box(warm);
+        *located = fresh.len();
+    }
+
+    /// Starts the reads submitted since the last call: at the end of a batch, and before a change, which none of them
+    /// may see.
+    pub(crate) fn start_fresh(&mut self, env: &mut dyn Env) {
+        self.locate_fresh();
+        self.reads.located = 0;
+        let mut fresh = std::mem::take(&mut self.reads.fresh);
+        for (id, slot) in fresh.drain(..) {
+            if let Some(read) = self.reads.table.get_mut(id as usize).filter(|read| read.step == Step::Fresh)
+            {
+                read.step = Step::Parked;
+                self.advance_located(env, id, slot);
+            }
+        }
+        self.reads.fresh = fresh;
     }
 
     /// Tries parked reads again; called when something they may wait for has happened.
@@ -214,6 +256,13 @@ impl SliceStore {
 
     /// Resolves a read; goes on to fetch, or parks it.
     fn advance_read(&mut self, env: &mut dyn Env, id: u32) {
+        let Some(object) = self.reads.table.get(id as usize).map(|read| read.object) else { return };
+        let slot = self.index.find(object);
+        self.advance_located(env, id, slot);
+    }
+
+    /// The same for a read whose object is in `slot` now, if anywhere.
+    fn advance_located(&mut self, env: &mut dyn Env, id: u32, slot: Option<u32>) {
         let Some(read) = self.reads.table.get(id as usize) else { return };
         if read.step != Step::Parked {
             return;
@@ -228,10 +277,10 @@ impl SliceStore {
             self.finish_read(id, Err(error));
             return;
         }
-        let (object, whole, mask) = (read.object, read.whole, read.mask);
+        let (whole, mask) = (read.whole, read.mask);
         // Boxed, and exchanged with the read's own: nothing here moves half a kilobyte for one block.
         let mut to = self.reads.scratch.take().unwrap_or_default();
-        let resolved = self.resolve(env, object, whole, mask, &mut to);
+        let resolved = self.resolve(env, slot, whole, mask, &mut to);
         let Some(read) = self.reads.table.get_mut(id as usize) else { return };
         if resolved == Resolved::NotYet {
             self.reads.scratch = Some(to);
@@ -255,13 +304,13 @@ impl SliceStore {
     fn resolve(
         &mut self,
         env: &mut dyn Env,
-        object: ObjectId,
+        slot: Option<u32>,
         whole: bool,
         mask: u32,
         found: &mut Found,
     ) -> Resolved {
         let nothing = if whole { 0 } else { mask.count_ones() as usize };
-        let Some(slot) = self.index.find(object) else {
+        let Some(slot) = slot else {
             found.set_empty(Presence::Absent, nothing);
             return Resolved::Known;
         };
@@ -428,6 +477,8 @@ impl SliceStore {
     /// Every read in progress ends here and now, whatever the device still does.
     pub(crate) fn fail_reads(&mut self, why: StoreError) {
         self.reads.parked.clear();
+        self.reads.fresh.clear();
+        self.reads.located = 0;
         for id in 0..self.reads.table.len() as u32 {
             if self.reads.table.get(id as usize).is_some_and(|read| read.step != Step::Idle) {
                 self.finish_read(id, Err(why));
@@ -460,6 +511,12 @@ impl SliceStore {
         };
         self.events.push_back(event);
     }
+}
+
+/// Where a block of an object is, the one of `bit`, by its page if that is in memory.
+fn block_in_page(cache: &Cache, slot: u32, bit: u32) -> Option<BlockRef> {
+    let page = cache.peek(slot / SLOTS_PER_PAGE as u32)?;
+    Some(Slot::of(page, slot as usize % SLOTS_PER_PAGE).block(bit.trailing_zeros() as usize))
 }
 
 /// Blocks from `at` on that lie side by side on the device, or are all unwritten.

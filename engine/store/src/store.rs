@@ -237,6 +237,7 @@ impl SliceStore {
     /// every batch of events.
     pub fn flush(&mut self, env: &mut dyn Env) {
         self.drain_backlog(env);
+        self.start_fresh(env);
         if matches!(self.life, Life::Running | Life::Closing) {
             self.maybe_start_checkpoint();
             self.submit_commits(env);

@@ -254,6 +254,7 @@ impl SliceStore {
     fn mutate(&mut self, env: &mut dyn Env, m: Mutation<'_>) -> Result<(), StoreError> {
         self.state()?;
         check_data(&m)?;
+        self.start_fresh(env);
         let slot = self.index.find(m.object);
         let had = slot.map_or(0, |slot| self.index.mask(slot));
         let data_blocks = m.data.iter().map(|b| b.len() / BLOCK_BYTES).sum::<usize>();

@@ -57,7 +57,7 @@ fn rounds(env: &mut TestEnv, store: &mut SliceStore, n: u64, first: u64) {
             counted(|| store.write(env, i, o, version(round), at, std::slice::from_ref(&buf), &crcs))
                 .unwrap();
             let o = object(1, env.below(OBJECTS));
-            counted(|| store.read(env, 100 + i, o, at, 1)).unwrap();
+            counted(|| store.read(100 + i, o, at, 1)).unwrap();
         }
         loop {
             counted(|| store.flush(env));

@@ -109,7 +109,7 @@ fn replace_zero_and_read_object() {
     store.zero(&mut env, 3, o, version(3), 8, 4).unwrap();
     settle(&mut env, &mut store);
     for _ in 0..2 {
-        store.read_object(&mut env, 5, o).unwrap();
+        store.read_object(5, o).unwrap();
         let found = settle(&mut env, &mut store)
             .into_iter()
             .find_map(|e| match e {
@@ -183,7 +183,7 @@ fn wrong_requests_are_refused() {
     assert_eq!(store.write(&mut env, 1, o, version(1), 0, one, &wrong), Err(StoreError::Corrupt));
     assert_eq!(store.zero(&mut env, 1, o, version(1), 0, 0), Err(StoreError::Invalid));
     assert_eq!(store.zero(&mut env, 1, o, version(1), u32::MAX, 2), Err(StoreError::Invalid));
-    assert_eq!(store.read(&mut env, 1, o, 0, 33), Err(StoreError::Invalid));
+    assert_eq!(store.read(1, o, 0, 33), Err(StoreError::Invalid));
     assert_eq!(store.lookup(o), Presence::Absent);
     assert!(settle(&mut env, &mut store).is_empty());
 }
@@ -198,7 +198,7 @@ fn a_failed_device_write_fails_everything_and_says_so() {
     assert_eq!(write_now(&mut env, &mut store, o, 2, 0, &[6]), Err(failed));
     env.fail_writes = false;
     assert_eq!(write_now(&mut env, &mut store, o, 3, 0, &[6]), Err(failed));
-    assert_eq!(store.read(&mut env, 1, o, 0, 1), Err(failed));
+    assert_eq!(store.read(1, o, 0, 1), Err(failed));
     let mut store = open(&mut env, geometry);
     assert_eq!(read_now(&mut env, &mut store, o, 0, 1), Ok(vec![5]));
 }
@@ -235,7 +235,7 @@ fn a_full_device_queue_only_delays() {
         .collect();
     assert_eq!(tickets, (0..200).collect::<Vec<_>>(), "in order of submission");
     for i in 0..200 {
-        store.read(&mut env, i, object(1, i), 0, 1).unwrap();
+        store.read(i, object(1, i), 0, 1).unwrap();
     }
     let reads = settle(&mut env, &mut store);
     assert_eq!(reads.iter().filter(|e| matches!(e, StoreEvent::Read { result: Ok(_), .. })).count(), 200);
@@ -247,7 +247,7 @@ fn a_read_waits_for_the_write_before_it() {
     let o = object(1, 1);
     let (buf, crcs) = data(&mut env, &[42]);
     store.write(&mut env, 1, o, version(1), 0, &[buf], &crcs).unwrap();
-    store.read(&mut env, 2, o, 0, 2).unwrap();
+    store.read(2, o, 0, 2).unwrap();
     store.flush(&mut env);
     assert!(store.poll().is_none(), "neither is durable yet");
     let events = settle(&mut env, &mut store);
@@ -256,6 +256,22 @@ fn a_read_waits_for_the_write_before_it() {
         StoreEvent::Read { ticket: 2, result: Ok(read) } => assert_eq!(values_of(&read.data), vec![42, 0]),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_read_does_not_see_the_write_behind_it_in_its_batch() {
+    let (mut env, _, mut store) = fresh(64);
+    let o = object(1, 1);
+    write_now(&mut env, &mut store, o, 1, 0, &[7]).unwrap();
+    store.read(2, o, 0, 1).unwrap();
+    let (buf, crcs) = data(&mut env, &[42]);
+    store.write(&mut env, 3, o, version(2), 0, &[buf], &crcs).unwrap();
+    let events = settle(&mut env, &mut store);
+    let read = events.iter().find_map(|event| match event {
+        StoreEvent::Read { ticket: 2, result: Ok(read) } => Some(values_of(&read.data)),
+        _ => None,
+    });
+    assert_eq!(read, Some(vec![7]));
 }
 
 #[test]

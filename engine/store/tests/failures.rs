@@ -221,8 +221,8 @@ fn an_abandoned_store_answers_everybody_and_listens_to_nobody() {
     write_now(&mut env, &mut store, object(1, 1), 1, 0, &[5, 6]).unwrap();
     let (buf, crcs) = data(&mut env, &[7]);
     store.write(&mut env, 2, object(1, 1), version(2), 5, std::slice::from_ref(&buf), &crcs).unwrap();
-    store.read(&mut env, 3, object(1, 1), 0, 2).unwrap();
-    store.read(&mut env, 4, object(1, 1), 5, 1).unwrap();
+    store.read(3, object(1, 1), 0, 2).unwrap();
+    store.read(4, object(1, 1), 5, 1).unwrap();
     store.flush(&mut env);
     assert!(env.in_flight() >= 2 && store.oldest_operation().is_some());
     store.abandon();

@@ -66,7 +66,7 @@ fn a_skipped_checksum_returns_damage() {
         let (mut store, _) = try_open(&mut env, geometry, options).unwrap();
         write_now(&mut env, &mut store, object(1, 1), 1, 0, &[5]).unwrap();
         env.damage((1 << 20) + 3 * B as u64 + 100);
-        store.read(&mut env, 1, object(1, 1), 0, 1).unwrap();
+        store.read(1, object(1, 1), 0, 1).unwrap();
         let read = settle(&mut env, &mut store)
             .into_iter()
             .any(|e| matches!(e, store::StoreEvent::Read { result: Ok(_), .. }));

@@ -432,7 +432,7 @@ pub fn read_now(
     first: u32,
     blocks: u32,
 ) -> Result<Vec<u64>, StoreError> {
-    store.read(env, 77, object, first, blocks)?;
+    store.read(77, object, first, blocks)?;
     for event in settle(env, store) {
         if let StoreEvent::Read { ticket: 77, result } = event {
             let read = result?;

@@ -254,7 +254,7 @@ impl Run {
         let blocks = 1 + self.env.below(u64::from(32 - first)) as u32;
         self.counter += 1;
         let id = object(o as u64 % 3, o as u64);
-        match self.store.read(&mut self.env, self.counter, id, first, blocks) {
+        match self.store.read(self.counter, id, first, blocks) {
             Ok(()) => {
                 self.reads.insert(self.counter, (o, first, blocks, self.ops.len()));
                 Ok(())
