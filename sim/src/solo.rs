@@ -190,7 +190,7 @@ fn place(object: u64, block: usize) -> Place {
 impl Solo {
     fn store_event(&mut self, env: &mut dyn Env, event: StoreEvent) {
         match event {
-            StoreEvent::Opened(Ok(_)) => self.begin_audit(env),
+            StoreEvent::Opened(Ok(_)) => self.begin_audit(),
             StoreEvent::Opened(Err(error)) => {
                 self.model.borrow_mut().fail(format!("the slice does not open: {error}"));
             }
@@ -209,7 +209,7 @@ impl Solo {
         }
     }
 
-    fn begin_audit(&mut self, env: &mut dyn Env) {
+    fn begin_audit(&mut self) {
         let Some(store) = &mut self.store else { return };
         let mut listed = Vec::new();
         let mut cursor = Some(ListCursor::default());
@@ -229,7 +229,7 @@ impl Solo {
         for object in known {
             let ticket = model.next_read;
             model.next_read += 1;
-            match store.read_object(env, ticket, object_id(object)) {
+            match store.read_object(ticket, object_id(object)) {
                 Ok(()) => {
                     audit.waiting.insert(ticket, object);
                 }
@@ -374,7 +374,7 @@ impl Solo {
             let ticket = model.next_read;
             model.next_read += 1;
             let since = model.issued;
-            if store.read_object(env, ticket, object_id(object)).is_ok() {
+            if store.read_object(ticket, object_id(object)).is_ok() {
                 model.reads.insert(ticket, (object, since));
             }
         }
@@ -538,10 +538,12 @@ impl Service for Solo {
     }
 
     fn flush(&mut self, env: &mut dyn Env) {
-        if let Some(store) = &mut self.store {
+        while let Some(store) = &mut self.store {
             store.flush(env);
+            if !self.drain(env) {
+                break;
+            }
         }
-        self.drain(env);
     }
 }
 
@@ -558,10 +560,14 @@ impl Solo {
         }
     }
 
-    fn drain(&mut self, env: &mut dyn Env) {
+    /// True when there was something.
+    fn drain(&mut self, env: &mut dyn Env) -> bool {
+        let mut any = false;
         while let Some(event) = self.store.as_mut().and_then(SliceStore::poll) {
+            any = true;
             self.store_event(env, event);
         }
+        any
     }
 }
 

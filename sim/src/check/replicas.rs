@@ -50,8 +50,11 @@ const TOKENS: TokenRange = TokenRange { first: 1, count: TOKENS_MIN };
 const PATIENCE_NS: u64 = 600 * SEC;
 
 impl Reader {
-    fn drain(&mut self, env: &mut dyn Env) {
+    /// True when there was something.
+    fn drain(&mut self) -> bool {
+        let mut any = false;
         while let Some(event) = self.store.as_mut().and_then(SliceStore::poll) {
+            any = true;
             match event {
                 StoreEvent::Opened(Ok(_)) => self.list(),
                 StoreEvent::Opened(Err(error)) => {
@@ -65,8 +68,9 @@ impl Reader {
                 }
                 _ => {}
             }
-            self.next(env);
+            self.next();
         }
+        any
     }
 
     fn list(&mut self) {
@@ -81,13 +85,13 @@ impl Reader {
         self.queue = listed.iter().filter(|entry| !entry.tombstone).map(|entry| entry.object).collect();
     }
 
-    fn next(&mut self, env: &mut dyn Env) {
+    fn next(&mut self) {
         if self.reading.is_some() {
             return;
         }
         let Some(store) = self.store.as_mut().filter(|store| store.state().is_ok()) else { return };
         match self.queue.pop() {
-            Some(object) => match store.read_object(env, 1, object) {
+            Some(object) => match store.read_object(1, object) {
                 Ok(()) => self.reading = Some(object),
                 Err(error) => {
                     let text = format!("slice {}: reading {object}: {error}", self.geometry.slice);
@@ -135,14 +139,16 @@ impl Service for Reader {
         if let (Event::DiskDone { token, result, op, .. }, Some(store)) = (event, &mut self.store) {
             store.on_event(env, token, result, op);
         }
-        self.drain(env);
+        self.drain();
     }
 
     fn flush(&mut self, env: &mut dyn Env) {
-        if let Some(store) = &mut self.store {
+        while let Some(store) = &mut self.store {
             store.flush(env);
+            if !self.drain() {
+                break;
+            }
         }
-        self.drain(env);
     }
 }
 
