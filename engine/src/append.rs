@@ -327,12 +327,13 @@ impl DataCore {
                 first && obj.exclusive == Exclusive::Free && obj.inflight.is_empty() && lacking == 0
             }
             OpKind::Write | OpKind::Zero | OpKind::Delete => {
-                let mut blocked = obj.exclusive != Exclusive::Free || lacking != 0;
+                let hindered = lacking != 0 && !self.goes_without(op.pg, obj, lacking);
+                let mut blocked = obj.exclusive != Exclusive::Free || hindered;
                 if self.bug(Bug::PushWithoutBlockingWrites) && matches!(obj.exclusive, Exclusive::Heal(_)) {
                     blocked = false;
                 }
                 if self.bug(Bug::ScrubWithoutHold) && matches!(obj.exclusive, Exclusive::Scrub(_)) {
-                    blocked = lacking != 0;
+                    blocked = hindered;
                 }
                 if self.bug(Bug::AcceptOutOfOrderSubwrite) && obj.exclusive == Exclusive::Free {
                     blocked = false;
@@ -344,6 +345,19 @@ impl DataCore {
                 (first || obj.waiting.is_empty()) && !blocked
             }
         }
+    }
+
+    /// Whether a change of an object may leave out the members that lack it: recovery brings them the object with the
+    /// change in it, and until then none of them can become primary. Waiting for recovery would cost the client the
+    /// reading and sending of a whole object.
+    fn goes_without(&self, pg: Key, obj: &Obj, lacking: u32) -> bool {
+        let Some(pg) = self.pgs.get(pg) else { return false };
+        let (Some(update), Some(primary)) = (&pg.update, pg.primary.as_deref()) else { return false };
+        let copies = 1 + (primary.all_members() & !lacking).count_ones();
+        // A deletion on its way to such a member makes up for what it lacks: what follows must not leave it out.
+        let awaited = obj.inflight.iter(&self.ops).any(|(_, op)| op.pending & lacking != 0);
+        let enough = copies >= u32::from(update.pool.min_copies);
+        primary.in_sync_of(lacking) == 0 && !awaited && enough
     }
 
     /// Starts an operation that may.
@@ -369,7 +383,7 @@ impl DataCore {
         let (kind, pg, object, presence) = (op.kind, op.pg, op.object(), obj.presence);
         let Some(primary) = self.primary(pg) else { return };
         let (at, epoch, mut members) = (primary.at, primary.epoch, primary.all_members());
-        if self.bug(Bug::PushWithoutBlockingWrites) && kind != OpKind::Delete {
+        if kind != OpKind::Delete && !self.bug(Bug::AcceptOutOfOrderSubwrite) {
             members &= !primary.lacking(object);
         }
         if op.done_before {

@@ -1,8 +1,8 @@
 //! Recovery of single objects: making members equal to the primary, and the primary's own copy whole.
 //!
 //! A `Heal` holds its object while it runs: changes that arrive wait, so that what is read here is what the
-//! members then have. A client's operation on an object that a member lacks starts one at once, ahead of
-//! the background's round. A heal that finds the own copy bad fetches a good one from an in-sync member
+//! members then have. A client's operation that cannot go on without a member that lacks its object starts one
+//! at once, ahead of the background's round. A heal that finds the own copy bad fetches a good one from an in-sync member
 //! first; a client's read that met a bad block starts one for just that.
 
 use crate::config::*;
