@@ -237,6 +237,8 @@ impl Options {
             Focus::Breaks | Focus::GivingUp => {
                 if focus == Focus::GivingUp {
                     options.io_timeout_ms = 500;
+                    // A queue pair that breaks takes with it what TCP may still bring after the next connection's.
+                    options.net.rdma_ppm = 0;
                 }
                 (options.net.reset_ppm, options.net.corrupt_ppm) = (1_000, 300);
                 options.fault_for_ns = 3 * SEC;
