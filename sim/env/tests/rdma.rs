@@ -184,6 +184,7 @@ fn a_payload_that_was_not_fetched_dies_with_its_sender_and_with_it_all_behind() 
     run(&mut u, SEC);
     let last = requests(&server).last().copied().unwrap_or(0);
     assert_eq!(last % 10, 9, "the next one has a payload: {last}");
+    assert!(!closings(&server).is_empty(), "it waits for what does not come");
     assert!(is_gapless(&requests(&server)));
 
     // A stopped sender's memory can be read: it takes no process there.
