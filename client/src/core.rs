@@ -284,7 +284,7 @@ impl ClientCore {
                 self.news(env, news);
             }
         } else {
-            self.io.peer_closed(env, conn);
+            self.io.peer_closed(env, conn, reason);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::options::{FAULT_TRIES_MAX, OnNoSpace};
 use crate::part::{IoKind, PartState};
 use crate::peer::is_sent_as;
 use crate::send::backoff_ms;
-use reactor::{ConnId, Env, Frame};
+use reactor::{CloseReason, ConnId, Env, Frame};
 use wire::{BLOCK_BYTES, Status};
 
 /// Pause before trying again where there was no space: an operator or a discard has to make some.
@@ -170,7 +170,11 @@ impl Io {
     }
 
     /// A connection ended: what was sent on it and not answered is sent again, on the next one.
-    pub(crate) fn peer_closed(&mut self, env: &mut dyn Env, conn: ConnId) -> bool {
+    #[cfg_attr(
+        not(feature = "planted"),
+        allow(unused_variables, reason = "whatever ended it, the fate is unknown")
+    )]
+    pub(crate) fn peer_closed(&mut self, env: &mut dyn Env, conn: ConnId, reason: CloseReason) -> bool {
         let Some((peer_index, peer)) = self.peers.by_conn(conn) else { return false };
         peer.closed(env.now());
         self.counters.disconnects += 1;
@@ -189,6 +193,13 @@ impl Io {
             if let Some(part) = self.parts.get_mut(index) {
                 part.state = PartState::Ready;
                 part.maybe_done = true;
+                #[cfg(feature = "planted")]
+                if self.options.bug == Some(crate::planted::Bug::FlushedTakenForFailed)
+                    && reason == crate::planted::FLUSHED
+                {
+                    self.last_origin = self.last_origin.wrapping_add(1).max(1);
+                    (part.origin, part.maybe_done) = (self.last_origin, false);
+                }
             }
             self.again_after(env, index, 0);
         }

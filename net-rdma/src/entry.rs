@@ -1,6 +1,6 @@
 //! A connection's way to RDMA.
 
-use crate::link::Link;
+use crate::link::{Link, Patience};
 use crate::queue_pair::{Owner, QueuePair};
 use reactor::{ConnId, Mono};
 use std::net::SocketAddr;
@@ -43,8 +43,8 @@ pub(crate) struct Entry {
     pub(crate) deadline: Option<Mono>,
     /// When the probe was sent.
     pub(crate) probed: Mono,
-    /// The link's progress when it was last looked at, and when it last changed.
-    pub(crate) progress: (u64, Mono),
+    /// With a peer that owes something.
+    pub(crate) patience: Patience,
 }
 
 impl Entry {
@@ -60,7 +60,7 @@ impl Entry {
             dirty: false,
             deadline: None,
             probed: now,
-            progress: (0, now),
+            patience: Patience::new(now),
         }
     }
 }

@@ -16,6 +16,8 @@ mod device;
 #[cfg(feature = "rdma")]
 mod entry;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod gid;
 #[cfg_attr(not(feature = "rdma"), allow(dead_code, reason = "driven by the verbs transport only"))]
 mod link;

@@ -306,7 +306,7 @@ impl RdmaTransport {
         let Some(entry) = self.at(slot) else { return };
         entry.phase = Phase::Switched;
         io.stats.rdma_switches.add(1);
-        entry.progress.1 = io.now;
+        entry.patience.restart(io.now);
         entry.deadline = None;
         let round_trip_us = io.now.since(entry.probed) / 1000;
         let (to, conn) = (entry.to, entry.conn);

@@ -7,7 +7,7 @@
 use crate::completion::{CompletionQueue, Done, status_text};
 use crate::device::Region;
 use crate::entry::{Entry, Phase};
-use crate::link::{BUFFERS_OF_A_CONNECTION, Batch, Buffers, Memory, RECEIVES, SENDS, Staging};
+use crate::link::{BUFFERS_OF_A_CONNECTION, Batch, Buffers, Memory, RECEIVES, SENDS, Staging, Stall};
 use crate::peers::Peers;
 use crate::queue_pair::{Owner, Request, Shared, meaning};
 use crate::{Device, RdmaError};
@@ -24,10 +24,7 @@ pub const RDMA_CONNECTIONS_MAX: usize = 256;
 const BUFFERS_SHARE: usize = 2;
 /// What a connection can have in the completion queue at most.
 const COMPLETIONS_OF_A_CONNECTION: u32 = RECEIVES as u32 + SENDS as u32;
-/// Nothing from the peer or the device for so long, although something is owed: the connection ends, as a TCP
-/// connection does whose bytes nobody acknowledges.
-const STALL_MS: u64 = 5_000;
-/// How often connections are looked at for that, in milliseconds.
+/// How often connections are looked at for whether their peer does what it owes, in milliseconds.
 const STALL_CHECK_MS: u64 = 500;
 /// How often connections that wait for buffers look again when nothing else turns the loop, in milliseconds.
 const STARVED_RETRY_MS: u64 = 1;
@@ -356,15 +353,10 @@ impl RdmaTransport {
         for slot in 0..self.entries.len() as u16 {
             let Some(entry) = self.at(slot) else { continue };
             let Some(path) = &entry.path else { continue };
-            let progress = path.link.progress();
-            if !path.link.awaits_peer() || progress != entry.progress.0 {
-                entry.progress = (progress, io.now);
-            }
-            let stalled = io.now.since(entry.progress.1) >= STALL_MS * 1_000_000;
-            let awaits = path.link.awaits_peer();
-            if stalled && entry.phase == Phase::Switched {
+            let stall = entry.patience.look(&path.link, io.now);
+            if stall == Stall::Over && entry.phase == Phase::Switched {
                 self.fail(io, slot, CloseReason::TimedOut, "the peer takes nothing any more");
-            } else if awaits {
+            } else if stall != Stall::Nothing {
                 self.stall_check = Some(io.now.plus_ms(STALL_CHECK_MS));
             }
         }

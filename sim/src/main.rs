@@ -3,7 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "measures itself, reads the seed file, one thread per job")]
 
 use clap::Parser;
-use sim::options::Focus;
+use sim::options::{Flavour, Focus};
 use sim::planted::{self, Case};
 use sim::run::{How, Job, Outcome, Scenario, catch_panic_places, parse_seeds, run};
 use std::collections::{BTreeMap, VecDeque};
@@ -41,7 +41,7 @@ struct Args {
     /// First of the fresh seeds; drawn from the system's entropy when absent.
     #[arg(long, value_name = "SEED")]
     from: Option<u64>,
-    /// Run the seeds of a file: one a line, optionally followed by a scenario, then `#` and a comment.
+    /// Run the seeds of a file: one a line, optionally followed by a scenario and a flavour, then `#` and a comment.
     #[arg(long, value_name = "FILE", conflicts_with = "planted")]
     replay_file: Option<String>,
     /// Run every planted bug until it is noticed, and some seeds without one.
@@ -59,6 +59,9 @@ struct Args {
     /// Draw some options so that the seeds lead to this corner more often, as `--planted` does.
     #[arg(long, default_value = "none")]
     focus: Focus,
+    /// Whether connections go over to RDMA; otherwise each seed draws how many do.
+    #[arg(long)]
+    flavour: Option<Flavour>,
     /// Run each seed twice and compare the hashes of everything delivered.
     #[arg(long)]
     twice: bool,
@@ -122,8 +125,9 @@ fn main() -> ExitCode {
 }
 
 fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
+    let job = |seed| Job { seed, scenario: args.scenario, flavour: args.flavour };
     if let Some(seed) = args.seed {
-        return Ok(vec![(seed, args.scenario)]);
+        return Ok(vec![job(seed)]);
     }
     if let Some(file) = &args.replay_file {
         let text = std::fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))?;
@@ -134,7 +138,7 @@ fn seeds_of(args: &Args) -> Result<Vec<Job>, String> {
         None => u64::from(getrandom::u32().map_err(|error| format!("no entropy: {error}"))?) << 16,
     };
     let count = args.seeds.unwrap_or(if args.for_secs.is_some() { SEEDS_IN_TIME_MAX } else { 1 });
-    Ok((0..count).map(|nth| (from.wrapping_add(nth), args.scenario)).collect())
+    Ok((0..count).map(|nth| job(from.wrapping_add(nth))).collect())
 }
 
 fn workers(args: &Args) -> usize {
@@ -197,13 +201,13 @@ fn in_parallel<T: Send, R: Send>(
 fn run_seeds(args: &Args, jobs: Vec<Job>) -> ExitCode {
     let began = Instant::now();
     let single = args.seed.is_some();
-    let first = jobs.first().map_or(0, |(seed, _)| *seed);
+    let first = jobs.first().map_or(0, |job| job.seed);
     let (count, mut ran, mut failed, mut virtual_ns, mut operations) = (jobs.len(), 0u64, 0u64, 0u64, 0u64);
     let trace = args.trace.then_some((args.trace_from * 1_000_000_000, args.trace_to * 1_000_000_000));
     let (twice, focus, for_secs) = (args.twice, args.focus, args.for_secs);
     let running = Running::default();
-    let work = |(seed, scenario): Job| {
-        let how = How { scenario, trace, focus, ..How::default() };
+    let work = |Job { seed, scenario, flavour }: Job| {
+        let how = How { scenario, trace, focus, flavour, ..How::default() };
         running.seeds().insert(seed, Instant::now());
         let mut outcome = run(seed, how);
         if twice {

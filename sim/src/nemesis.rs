@@ -122,6 +122,7 @@ impl Nemesis {
         cluster.universe.net.options.reset_ppm = 0;
         cluster.universe.net.options.loss_ppm = 0;
         cluster.universe.net.options.corrupt_ppm = 0;
+        cluster.universe.net.options.credits_kept_ppm = 0;
         for disk in &mut cluster.universe.disks {
             disk.slow = (0, 1);
             disk.transient_error_ppm = 0;

@@ -103,6 +103,15 @@ pub enum Focus {
     Moves,
 }
 
+/// How connections go, where a run asks for something else than its seed draws.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Flavour {
+    /// None switches to RDMA: as all seeds were before there was another.
+    Tcp,
+    /// All that may switch to RDMA.
+    Rdma,
+}
+
 /// Everything that a seed decides.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -202,6 +211,16 @@ impl Options {
         data * 2 > self.slice_bytes
     }
 
+    /// The same with another share of RDMA.
+    pub fn with(mut self, flavour: Option<Flavour>) -> Self {
+        self.net.rdma_ppm = match flavour {
+            None => self.net.rdma_ppm,
+            Some(Flavour::Tcp) => 0,
+            Some(Flavour::Rdma) => 1_000_000,
+        };
+        self
+    }
+
     /// What a seed decides, with a focus.
     pub fn draw_for(seed: u64, focus: Focus) -> Self {
         let mut options = Self::draw(seed);
@@ -218,6 +237,8 @@ impl Options {
             Focus::Breaks | Focus::GivingUp => {
                 if focus == Focus::GivingUp {
                     options.io_timeout_ms = 500;
+                    // A queue pair that breaks takes with it what TCP may still bring after the next connection's.
+                    options.net.rdma_ppm = 0;
                 }
                 (options.net.reset_ppm, options.net.corrupt_ppm) = (1_000, 300);
                 options.fault_for_ns = 3 * SEC;
@@ -231,7 +252,7 @@ impl Options {
                 options.fault_for_ns = 300 * MS;
                 options.write_through = false;
                 // The longer a write takes, the more of them the power cut finds under way.
-                options.net = NetOptions::default();
+                options.net = draw_rdma(seed, NetOptions::default());
                 (options.disk.write_ns, options.disk.flush_ns) = (MS, 5 * MS);
                 FaultWeights { kill: 5, power: 20, blackout: 20, ..FaultWeights::default() }
             }
@@ -386,7 +407,7 @@ impl Options {
             read_ppm: rng.weighted((2, 500_000), &[(1, 200_000), (1, 800_000)]),
             hot_ppm: rng.weighted((1, 0), &[(1, 300_000), (1, 800_000)]),
             io_timeout_ms: rng.weighted((3, 0), &[(1, 500), (1, 3_000)]),
-            net: draw_net(rng),
+            net: draw_rdma(seed, draw_net(rng)),
             sched: draw_sched(rng),
             // Leases allow for 10 % between two clocks.
             drift_ppm: rng.weighted((1, 0), &[(2, 200), (1, 40_000)]),
@@ -448,6 +469,19 @@ fn draw_net(rng: &mut Stream) -> NetOptions {
         loss_ppm: rng.weighted((2, 0), &[(1, 200), (1, 3_000)]),
         corrupt_ppm: rng.weighted((3, 0), &[(1, 300)]),
         ..NetOptions::default()
+    }
+}
+
+/// In two of three seeds a part of the connections, or all, go over to RDMA. A stream of its own: everything else that a
+/// seed draws is what it was when there was only TCP.
+fn draw_rdma(seed: u64, net: NetOptions) -> NetOptions {
+    let mut rng = Stream::new(seed, "share of RDMA");
+    NetOptions {
+        rdma_ppm: rng.weighted((3, 0), &[(3, 400_000), (3, 1_000_000)]),
+        credits_kept_ppm: rng.weighted((3, 0), &[(1, 20_000), (1, 200_000)]),
+        // The longest are longer than a peer waits.
+        credits_kept_ns: rng.weighted((2, 100 * MS), &[(1, 2 * SEC), (1, 12 * SEC)]),
+        ..net
     }
 }
 

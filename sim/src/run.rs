@@ -1,6 +1,6 @@
 //! One seed, from its options to its verdict.
 
-use crate::options::{Focus, Options};
+use crate::options::{Flavour, Focus, Options};
 use crate::{meta, solo, world};
 use simenv::rng::Stream;
 use std::fmt;
@@ -83,6 +83,8 @@ pub struct How {
     pub trace: Option<(u64, u64)>,
     /// Where a deliberate bug is looked for.
     pub focus: Focus,
+    /// Forces how connections go; otherwise the seed draws it.
+    pub flavour: Option<Flavour>,
 }
 
 /// What a seed showed.
@@ -115,24 +117,23 @@ pub fn scenario_of(seed: u64) -> Scenario {
         .weighted((12, Scenario::Cluster), &[(3, Scenario::Apps), (3, Scenario::Meta), (1, Scenario::Beyond)])
 }
 
-fn options_of(seed: u64, scenario: Scenario, focus: Focus) -> Options {
-    match scenario {
+fn options_of(seed: u64, scenario: Scenario, how: How) -> Options {
+    let options = match scenario {
         Scenario::Beyond => Options::draw_beyond(seed),
         Scenario::Apps => Options::draw_apps(seed),
         Scenario::Meta => Options::draw_meta(seed),
-        _ => Options::draw_for(seed, focus),
-    }
+        _ => Options::draw_for(seed, how.focus),
+    };
+    options.with(how.flavour)
 }
 
 /// Runs a seed. A panic of the code under test is a violation like any other.
 pub fn run(seed: u64, how: How) -> Outcome {
     let scenario = how.scenario.unwrap_or_else(|| scenario_of(seed));
     let options = match scenario {
-        Scenario::Cluster | Scenario::Beyond | Scenario::Apps => {
-            options_of(seed, scenario, how.focus).to_string()
-        }
+        Scenario::Cluster | Scenario::Beyond | Scenario::Apps => options_of(seed, scenario, how).to_string(),
         Scenario::Store => solo::SoloOptions::draw(seed).to_string(),
-        _ => options_of(seed, scenario, how.focus).to_string(),
+        _ => options_of(seed, scenario, how).to_string(),
     };
     let mut outcome = Outcome {
         seed,
@@ -146,7 +147,7 @@ pub fn run(seed: u64, how: How) -> Outcome {
     };
     let result = catch_unwind(AssertUnwindSafe(|| match scenario {
         Scenario::Cluster | Scenario::Beyond | Scenario::Apps | Scenario::Meta => {
-            let options = options_of(seed, scenario, how.focus);
+            let options = options_of(seed, scenario, how);
             let world = if scenario == Scenario::Meta { meta::run } else { world::run };
             let seen = world(options, how.planted, how.trace);
             (seen.violations, seen.trace_hash, seen.virtual_ns, seen.operations, seen.summary)
@@ -181,23 +182,36 @@ pub fn run(seed: u64, how: How) -> Outcome {
     outcome
 }
 
-/// A seed and the scenario it is to run; without one it draws its own.
-pub type Job = (u64, Option<Scenario>);
+/// A seed and how it is to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Job {
+    /// The seed.
+    pub seed: u64,
+    /// Its scenario; otherwise it draws its own.
+    pub scenario: Option<Scenario>,
+    /// How connections go; otherwise it draws that.
+    pub flavour: Option<Flavour>,
+}
 
-/// Reads a file of past failures: one seed a line, optionally followed by a scenario, then `#` and a comment.
-/// The error is the line that is none.
+/// Reads a file of past failures: one seed a line, optionally followed by a scenario and a flavour, then `#` and a
+/// comment. The error is the line that is none.
 pub fn parse_seeds(text: &str) -> Result<Vec<Job>, String> {
+    use clap::ValueEnum;
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     lines
         .filter(|line| !line.is_empty())
         .map(|line| {
             let mut words = line.split_whitespace();
             let seed = words.next().and_then(|word| word.parse().ok()).ok_or_else(|| line.to_owned())?;
-            let scenario = match words.next() {
-                None => None,
-                Some(word) => Some(Scenario::of_word(word).ok_or_else(|| line.to_owned())?),
-            };
-            Ok((seed, scenario))
+            let mut job = Job { seed, scenario: None, flavour: None };
+            for word in words {
+                match (Scenario::of_word(word), Flavour::from_str(word, false)) {
+                    (Some(scenario), _) => job.scenario = Some(scenario),
+                    (None, Ok(flavour)) => job.flavour = Some(flavour),
+                    (None, Err(_)) => return Err(line.to_owned()),
+                }
+            }
+            Ok(job)
         })
         .collect()
 }

@@ -126,7 +126,7 @@ impl World {
             format!("; {beyond}, {} PGs not clean, {} reads failed", self.unclean_pgs().len(), self.unread)
         });
         let summary = format!(
-            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} sub-operations; {} losses of memory; {} blocks undecided; {} objects scrubbed, {} copies bad; {} moves, {} objects erased behind them{beyond}{apps}",
+            "{} writes acknowledged, {} reads, {} of unknown outcome {:?}; faults {:?}; {} frames, {} lost, {} corrupted, {} resets; {} connections, {} over RDMA, {} payloads fetched, {} queue pairs broken, {} by silence; {} sub-operations; {} losses of memory; {} blocks undecided; {} objects scrubbed, {} copies bad; {} moves, {} objects erased behind them{beyond}{apps}",
             history.acked_writes,
             history.answered_reads,
             history.unknown,
@@ -136,6 +136,11 @@ impl World {
             net.lost,
             net.corrupted,
             net.resets,
+            net.connections,
+            net.switches,
+            net.fetches,
+            net.breaks,
+            net.stalls,
             self.cluster.primaries.borrow().looked_at,
             history.memory.losses(),
             self.undecided,

@@ -1,7 +1,7 @@
 //! Whole runs: the same seed twice, seeds that failed once, and a bug that must be seen.
 
 use sim::planted;
-use sim::run::{How, Outcome, Scenario, run};
+use sim::run::{How, Job, Outcome, Scenario, run};
 
 fn run_in(seed: u64, scenario: Scenario) -> Outcome {
     run(seed, How { scenario: Some(scenario), ..How::default() })
@@ -25,8 +25,8 @@ fn past_failures_stay_fixed() {
     let text = include_str!("../seeds.txt");
     let jobs = sim::run::parse_seeds(text).unwrap();
     assert!(!jobs.is_empty());
-    for (seed, scenario) in jobs.into_iter().take(3) {
-        let outcome = run(seed, How { scenario, ..How::default() });
+    for Job { seed, scenario, flavour } in jobs.into_iter().take(3) {
+        let outcome = run(seed, How { scenario, flavour, ..How::default() });
         assert!(outcome.violations.is_empty(), "{outcome}");
     }
 }

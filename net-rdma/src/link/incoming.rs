@@ -106,6 +106,7 @@ impl Incoming {
         imm: u32,
     ) -> Result<Option<Signal>, LinkError> {
         let message = Immediate::decode(imm).ok_or(LinkError::Immediate(imm))?;
+        outgoing.receive_used()?;
         outgoing.take_credits(message.credits)?;
         let signal = match message.kind {
             Kind::Frame => {

@@ -19,6 +19,7 @@ mod incoming;
 mod message;
 mod outgoing;
 mod staging;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,11 @@ use message::SMALL_PAYLOAD_BYTES;
 pub(crate) use message::{CREDITS_MAX, Descriptor, Kind};
 pub(crate) use message::{HEAD_BYTES, PART_BYTES};
 pub(crate) use staging::Staging;
+#[cfg_attr(
+    not(any(test, feature = "rdma")),
+    allow(unused_imports, reason = "driven by the verbs transport only")
+)]
+pub(crate) use stall::{Patience, Stall};
 
 use incoming::Incoming;
 use outgoing::Outgoing;
@@ -112,6 +118,8 @@ pub(crate) enum LinkError {
     Length(u32),
     #[error("more credits than there are receives")]
     Credits,
+    #[error("a message for which no receive was granted")]
+    Uncredited,
     #[error("done with window {0}, which is not open")]
     Window(u16),
     #[error("a part of {0} bytes that belongs to no frame")]

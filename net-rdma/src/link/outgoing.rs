@@ -53,6 +53,9 @@ pub(super) struct Outgoing {
     credits_max: u16,
     /// Receives posted again, which the peer does not know yet.
     owed: u16,
+    /// Receives that the peer may know of and has not used. One that uses more would have us post receives, owe credits
+    /// and queue answers without bound, for it need not return any credits itself.
+    granted: u16,
     heads: IoBuf,
     scratch: Vec<u8>,
     /// In the send queue, oldest first; the first one's number is `first_seq`.
@@ -94,6 +97,7 @@ impl Outgoing {
             credits: 0,
             credits_max: 0,
             owed: 0,
+            granted: RECEIVES,
             heads: arena.alloc(usize::from(SENDS) * HEAD_BYTES)?,
             scratch: Vec::with_capacity(HEAD_BYTES),
             posted: VecDeque::with_capacity(usize::from(SENDS)),
@@ -131,6 +135,12 @@ impl Outgoing {
     /// A receive was posted again.
     pub(super) fn owe(&mut self) {
         self.owed += 1;
+    }
+
+    /// The peer has used one of our receives.
+    pub(super) fn receive_used(&mut self) -> Result<(), LinkError> {
+        self.granted = self.granted.checked_sub(1).ok_or(LinkError::Uncredited)?;
+        Ok(())
     }
 
     pub(super) fn take_credits(&mut self, credits: u16) -> Result<(), LinkError> {
@@ -196,6 +206,7 @@ impl Outgoing {
     ) {
         let credits = self.owed.min(CREDITS_MAX);
         self.owed -= credits;
+        self.granted += credits;
         self.credits -= 1;
         let at = self.heads.as_ptr() as u64 + (self.head_offset() as u64);
         let imm = Immediate { kind, credits, value }.encode();

@@ -1,6 +1,8 @@
 //! Two links over a model of two connected queue pairs: in order, one-sided reads only through open windows, a
 //! break at any moment that leaves unknown what has arrived.
 
+mod hostile;
+
 use super::*;
 use proptest::prelude::*;
 use reactor::IoBuf;

@@ -72,6 +72,50 @@ fn frames() -> Seeds {
     all
 }
 
+/// Offers, the frames that carry them, and what a link takes: the formats of `net-rdma`, which `fuzz` there reads.
+fn rdma() -> Seeds {
+    const HEAD_BYTES: usize = 256;
+    const DESCRIPTOR_AT: usize = wire::HEADER_BYTES + wire::frame::META_BYTES_MAX;
+    // Version, MTU, reads, zero; receives, zero; queue pair; packet sequence; GID.
+    let mut offer = vec![1, 3, 16, 0, 64, 0, 0, 0, 17, 0, 0, 0, 0x56, 0x34, 0x12, 0];
+    offer.extend([7; 16]);
+    let mut all = vec![[vec![0], offer.clone()].concat()];
+    for (kind, step) in [
+        (FrameKind::Link, wire::frame::LINK_OFFER),
+        (FrameKind::Link, wire::frame::LINK_ABANDON),
+        (FrameKind::Link, wire::frame::LINK_SWITCH),
+        (FrameKind::LinkReply, wire::frame::LINK_OFFER),
+    ] {
+        let mut header = Header { blocks: step, ..Header::new(kind, 5) };
+        let (mut bytes, mut crcs) = (Vec::new(), BlockCrcs::default());
+        if step == wire::frame::LINK_OFFER {
+            (header.payload_len, crcs) = (offer.len() as u32, BlockCrcs::one(wire::block_crc(&offer)));
+        }
+        header.encode_into(&crcs, &mut bytes);
+        all.push([vec![1], bytes, offer.clone()].concat());
+    }
+    // Frames of our own, then a message of a kind, then everything that is due is done.
+    for (kind, len) in [(1u8, 0usize), (1, 4096), (2, 8192), (3, 8192), (4, 0), (5, 0), (6, 0), (7, 0)] {
+        let mut header = Header::new(FrameKind::Write, 5);
+        (header.payload_len, header.blocks) = (len as u32, len.div_ceil(4096) as u16);
+        let mut head = Vec::new();
+        header.encode_into(&BlockCrcs::of(&vec![0; len]), &mut head);
+        if len > 0 {
+            head.resize(HEAD_BYTES, 0);
+            let descriptor = [&[0; 9][..], &[1, 0, 0], &(len as u32).to_le_bytes(), &[0; 2]].concat();
+            head[DESCRIPTOR_AT..DESCRIPTOR_AT + descriptor.len()].copy_from_slice(&descriptor);
+        }
+        let bytes = if kind == 1 && len > 0 { HEAD_BYTES + len } else { head.len() };
+        let mut message = vec![kind << 4, 0, 0, 0, 0];
+        message.extend((bytes as u16).to_le_bytes());
+        message.extend(if kind < 4 { head } else { Vec::new() });
+        let (small, large, fill, complete, deliver) = (5 | 1 << 3, 5 | 4 << 3, 7, 4 | 31 << 3, 6);
+        let round = [message.clone(), vec![fill, complete, deliver, fill]].concat();
+        all.push([vec![2, small, large, fill], round.clone(), round].concat());
+    }
+    all
+}
+
 fn requests() -> Vec<MetaRequest> {
     let compares = vec![
         Compare::ModRevision { key: "/pool/1".into(), revision: Revision(3) },
@@ -397,7 +441,8 @@ fn disks() -> Result<Seeds, Box<dyn Error>> {
 #[allow(clippy::disallowed_methods, reason = "a tool writes its files")]
 fn main() -> Result<(), Box<dyn Error>> {
     let to = std::env::args().nth(1).ok_or("usage: fuzz_seeds DIRECTORY")?;
-    for (target, seeds) in [("frame", frames()), ("control", control()), ("raft", raft()), ("disk", disks()?)]
+    for (target, seeds) in
+        [("frame", frames()), ("control", control()), ("raft", raft()), ("disk", disks()?), ("rdma", rdma())]
     {
         let dir = Path::new(&to).join(target);
         std::fs::create_dir_all(&dir)?;

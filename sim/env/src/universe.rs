@@ -204,7 +204,7 @@ impl Universe {
             hosts: Vec::new(),
             cores: Vec::new(),
             disks: Vec::new(),
-            net: SimNet::new(Stream::new(seed, "net")),
+            net: SimNet::new(Stream::new(seed, "net"), Stream::new(seed, "rdma")),
             trace: Trace::default(),
             observer: None,
             delivered: 0,

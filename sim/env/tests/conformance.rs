@@ -27,8 +27,9 @@ struct Simulated {
 }
 
 impl Simulated {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, rdma_ppm: u32) -> Self {
         let mut universe = Universe::new(seed);
+        universe.net.options.rdma_ppm = rdma_ppm;
         for host in 0..HOSTS {
             let drift_ppm = (seed % 200) as i32 - 100;
             universe.add_host(ip(host), NodeClock { origin: seed * 1000, drift_ppm, wall_skew_ms: 0 });
@@ -90,16 +91,29 @@ impl World for Simulated {
     }
 }
 
-#[test]
-fn the_simulated_environment_conforms() {
-    let mut failures = Vec::new();
+/// Every scenario with every seed. Returns how many connections have switched to RDMA.
+fn all_conform(rdma_ppm: u32) -> u64 {
+    let (mut failures, mut switches) = (Vec::new(), 0);
     for scenario in all() {
         for seed in 1..=seeds() {
-            if let Err(error) = (scenario.run)(&mut Simulated::new(seed)) {
+            let mut world = Simulated::new(seed, rdma_ppm);
+            if let Err(error) = (scenario.run)(&mut world) {
                 failures.push(format!("{} (seed {seed}): {error}", scenario.name));
                 break;
             }
+            switches += world.universe.net.counters.switches;
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    switches
+}
+
+#[test]
+fn the_simulated_environment_conforms() {
+    assert_eq!(all_conform(0), 0);
+}
+
+#[test]
+fn the_simulated_environment_conforms_over_rdma() {
+    assert!(all_conform(1_000_000) > seeds());
 }

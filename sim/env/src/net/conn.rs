@@ -2,6 +2,7 @@
 
 #![allow(clippy::result_large_err, reason = "an item comes back whole when there is no memory for it")]
 
+use super::rdma::{Half, Over, RdmaAction};
 use super::{BROKEN_RESET, BROKEN_TIMEOUT};
 use crate::clock::{Nanos, US};
 use crate::universe::{Action, CoreIdx, HostId, Universe};
@@ -9,6 +10,9 @@ use reactor::{CloseReason, ConnId, Event, FRAME_STALL_MS, Frame, Framing, Full, 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use wire::{BlockCrcs, HEADER_BYTES, Header, HeaderError};
+
+/// How soon a sender tries again whose receiver has no memory.
+pub(super) const NO_MEMORY_NS: Nanos = 200 * US;
 
 /// What happens in the network.
 #[derive(Clone, Copy, Debug)]
@@ -33,33 +37,43 @@ pub(crate) enum NetAction {
     KeepAlive { conn: usize, end: usize, missed: u32 },
     /// The service's own `close` takes effect.
     ClosedLocally { conn: usize, end: usize },
+    /// What only connections over RDMA do.
+    Rdma(RdmaAction),
 }
 
 #[allow(
     clippy::large_enum_variant,
     reason = "frames are by far the most; a box would cost an allocation for each"
 )]
-enum Item {
-    Frame { header: Header, crcs: BlockCrcs, payload: Option<IoBuf> },
+pub(super) enum Item {
+    Frame {
+        header: Header,
+        crcs: BlockCrcs,
+        payload: Option<IoBuf>,
+    },
     Bytes(IoBuf),
     Bad(HeaderError),
+    /// What follows travels over RDMA.
+    Switch,
     End(CloseReason),
 }
 
-struct Queued {
-    item: Item,
-    bytes: usize,
-    due: Nanos,
+pub(super) struct Queued {
+    pub(super) item: Item,
+    pub(super) bytes: usize,
+    pub(super) due: Nanos,
+    /// How far it is, when it travels over RDMA.
+    pub(super) over: Over,
 }
 
-struct End {
-    core: CoreIdx,
-    host: HostId,
-    framing: Framing,
+pub(super) struct End {
+    pub(super) core: CoreIdx,
+    pub(super) host: HostId,
+    pub(super) framing: Framing,
     /// The service has not been told `Closed` yet.
-    open: bool,
+    pub(super) open: bool,
     /// The service has called `close`.
-    closing: bool,
+    pub(super) closing: bool,
     expects: Vec<(u64, IoBuf)>,
     /// Bytes of a frame that is not complete yet, when the peer sends raw bytes.
     partial: Vec<u8>,
@@ -75,20 +89,22 @@ impl End {
 }
 
 #[derive(Default)]
-struct Dir {
-    queue: VecDeque<Queued>,
-    scheduled: bool,
-    stalled_since: Option<Nanos>,
-    last_due: Nanos,
+pub(super) struct Dir {
+    pub(super) queue: VecDeque<Queued>,
+    pub(super) scheduled: bool,
+    pub(super) stalled_since: Option<Nanos>,
+    pub(super) last_due: Nanos,
     line_free: Nanos,
     unacked_bytes: usize,
+    /// Its end has switched to RDMA.
+    pub(super) half: Option<Box<Half>>,
 }
 
 pub(super) struct Conn {
-    ends: [Option<End>; 2],
+    pub(super) ends: [Option<End>; 2],
     /// `dirs[i]` carries what end `i` sends.
-    dirs: [Dir; 2],
-    connected: bool,
+    pub(super) dirs: [Dir; 2],
+    pub(super) connected: bool,
     to: SocketAddr,
 }
 
@@ -117,7 +133,7 @@ impl Conn {
     }
 
     pub(super) fn is_stalled(&self, dir: usize, host: HostId) -> bool {
-        self.dirs.get(dir).is_some_and(|dir| dir.stalled_since.is_some())
+        self.dirs.get(dir).is_some_and(|dir| dir.stalled_since.is_some() || dir.is_waiting())
             && self.ends.iter().flatten().any(|end| end.host == host)
     }
 
@@ -149,7 +165,7 @@ impl Conn {
         lines
     }
 
-    fn end(&self, end: usize) -> Option<&End> {
+    pub(super) fn end(&self, end: usize) -> Option<&End> {
         self.ends.get(end).and_then(Option::as_ref)
     }
 
@@ -168,6 +184,18 @@ impl Conn {
 
     pub(super) fn hosts(&self, dir: usize) -> Option<(HostId, HostId)> {
         Some((self.end(dir)?.host, self.end(1 - dir)?.host))
+    }
+}
+
+impl Queued {
+    /// Its bytes are not the sender's any more.
+    pub(super) fn take_from_sender(&mut self) {
+        if let Item::Frame { payload: Some(payload), .. } | Item::Bytes(payload) = &mut self.item
+            && payload.is_arena()
+            && let Ok(copy) = IoBuf::copy_of(payload.as_slice())
+        {
+            *payload = copy;
+        }
     }
 }
 
@@ -196,6 +224,7 @@ impl Universe {
             NetAction::Stalled { conn, end } => self.net_stalled(conn, end),
             NetAction::KeepAlive { conn, end, missed } => self.net_ask(conn, end, missed),
             NetAction::ClosedLocally { conn, end } => self.net_end(conn, end, CloseReason::Local),
+            NetAction::Rdma(action) => self.rdma_action(action),
         }
     }
 
@@ -241,6 +270,7 @@ impl Universe {
         }
         self.deliver(core, Event::Connected { conn: id_of(index, 0) });
         self.net_keep_alive(index, 0);
+        self.rdma_offer(index);
         for dir in 0..2 {
             self.net_schedule(index, dir, self.now);
         }
@@ -297,7 +327,8 @@ impl Universe {
         }
         let depart = self.cores.get(sender.core).map_or(0, |core| core.depart).max(self.now);
         let Some(dir) = conn.dirs.get_mut(end) else { return Ok(()) };
-        if dir.queue.len() >= options.send_queue_frames {
+        // What has landed over RDMA is the peer's.
+        if dir.queue.len() - dir.landed() >= options.send_queue_frames {
             return Err(Full);
         }
         dir.line_free = dir.line_free.max(depart) + bytes as u64 * options.kib_ns / 1024;
@@ -312,7 +343,11 @@ impl Universe {
         };
         dir.last_due = dir.last_due.max(due);
         let due = dir.last_due;
-        dir.queue.push_back(Queued { item, bytes, due });
+        let over = dir.over();
+        dir.queue.push_back(Queued { item, bytes, due, over });
+        if over == Over::Rdma {
+            self.rdma_pushed(index, end);
+        }
         self.net_schedule(index, end, due);
         if self.net.rng.chance(options.reset_ppm) {
             self.net_reset(index);
@@ -350,6 +385,9 @@ impl Universe {
         let receiver = conn.core_of(1 - dir);
         let Some(line) = conn.dirs.get_mut(dir) else { return };
         line.scheduled = false;
+        if line.queue.front().is_some_and(|head| head.over != Over::Tcp) {
+            return self.rdma_deliver(index, dir);
+        }
         let Some((due, bytes)) = line.queue.front().map(|head| (head.due, head.bytes)) else { return };
         let (Some((from, to)), Some(receiver)) = (hosts, receiver) else { return };
         if !connected {
@@ -384,7 +422,8 @@ impl Universe {
         if let Err(back) = self.net_receive(index, 1 - dir, head.item) {
             // The receiver has no memory: its window is shut, try again soon.
             if let Some(line) = self.net.conns.get_mut(&index).and_then(|conn| conn.dirs.get_mut(dir)) {
-                line.queue.push_front(Queued { item: back, bytes: head.bytes, due: now + 200 * US });
+                let due = now + NO_MEMORY_NS;
+                line.queue.push_front(Queued { item: back, bytes: head.bytes, due, over: head.over });
             }
         }
         let next =
@@ -430,7 +469,7 @@ impl Universe {
     }
 
     /// An item reaches an end. It comes back when the receiving core has no memory for it.
-    fn net_receive(&mut self, index: usize, to: usize, item: Item) -> Result<(), Item> {
+    pub(super) fn net_receive(&mut self, index: usize, to: usize, item: Item) -> Result<(), Item> {
         let Some(conn) = self.net.conns.get(&index) else { return Ok(()) };
         let Some(end) = conn.end(to) else { return Ok(()) };
         if !end.open {
@@ -448,6 +487,7 @@ impl Universe {
                 self.net_end(index, to, reason);
                 self.net_finish_closing(index, 1 - to);
             }
+            Item::Switch => self.rdma_peer_switched(index, to),
             _ if closing => {}
             Item::Bad(error) => self.net_protocol_error(index, to, error),
             Item::Frame { header, crcs, payload } if framing == Framing::Frames => {
@@ -476,9 +516,10 @@ impl Universe {
         payload: Option<IoBuf>,
     ) -> Result<(), Item> {
         let direct = self.net.rng.coin();
-        let Some(end) = self.net.conns.get_mut(&index).and_then(|conn| conn.end_mut(to)) else {
-            return Ok(());
-        };
+        let Some(conn) = self.net.conns.get_mut(&index) else { return Ok(()) };
+        // A queue pair's receives are the core's own memory, whatever was expected.
+        let direct = direct && conn.dirs.get(1 - to).is_some_and(|line| line.half.is_none());
+        let Some(end) = conn.end_mut(to) else { return Ok(()) };
         let core = end.core;
         let expected = end.expects.iter().position(|(request, _)| *request == header.request);
         let into = expected.map(|at| end.expects.swap_remove(at).1);
@@ -581,7 +622,7 @@ impl Universe {
     }
 
     /// An end is told that its connection is no more.
-    fn net_end(&mut self, index: usize, end: usize, reason: CloseReason) {
+    pub(super) fn net_end(&mut self, index: usize, end: usize, reason: CloseReason) {
         let Some(conn) = self.net.conns.get_mut(&index) else { return };
         let Some(target) = conn.end_mut(end) else { return };
         if !target.open {
@@ -624,25 +665,18 @@ impl Universe {
     }
 
     /// Keeps a random part of what an end has sent: it is on the wire already.
-    fn net_cut_queue(&mut self, index: usize, end: usize, at_most: usize) {
+    pub(super) fn net_cut_queue(&mut self, index: usize, end: usize, at_most: usize) {
         let Some(line) = self.net.conns.get_mut(&index).and_then(|conn| conn.dirs.get_mut(end)) else {
             return;
         };
         let len = line.queue.len().min(at_most);
         let keep = self.net.rng.below(len as u64 + 1) as usize;
-        line.queue.truncate(keep);
-        // It is the kernel's now: the sender has its buffers back.
-        for queued in &mut line.queue {
-            if let Item::Frame { payload: Some(payload), .. } | Item::Bytes(payload) = &mut queued.item
-                && payload.is_arena()
-                && let Ok(copy) = IoBuf::copy_of(payload.as_slice())
-            {
-                *payload = copy;
-            }
-        }
+        line.cut(keep, at_most);
+        // It is the kernel's now, or the peer's: the sender has its buffers back.
+        line.queue.iter_mut().for_each(Queued::take_from_sender);
     }
 
-    fn net_push_end(&mut self, index: usize, end: usize, reason: CloseReason) {
+    pub(super) fn net_push_end(&mut self, index: usize, end: usize, reason: CloseReason) {
         let now = self.now;
         let hosts = self.net.conns.get(&index).and_then(|conn| conn.hosts(end));
         let delay = hosts.map_or(0, |(from, to)| self.net.delay(from, to));
@@ -651,7 +685,7 @@ impl Universe {
         };
         let due = line.last_due.max(now + delay);
         line.last_due = due;
-        line.queue.push_back(Queued { item: Item::End(reason), bytes: 0, due });
+        line.queue.push_back(Queued { item: Item::End(reason), bytes: 0, due, over: Over::Tcp });
         self.net_schedule(index, end, due);
     }
 
@@ -662,6 +696,9 @@ impl Universe {
             return;
         }
         self.net.counters.resets += 1;
+        if self.net.conns.get(&index).is_some_and(|conn| conn.dirs.iter().any(|line| line.half.is_some())) {
+            return self.rdma_break_somewhere(index);
+        }
         for end in 0..2 {
             self.net_cut_queue(index, end, usize::MAX);
             self.net_push_end(index, end, BROKEN_RESET);

@@ -6,10 +6,11 @@
 //! after a new connection's first frames, and before the old one's `Closed`. A link that is blocked holds
 //! what is sent; a timeout of unacknowledged bytes ends a connection on the sender's side only, so the
 //! other side stays half-open until it sends or its keep-alive asks (`keepalive`); a rebooted host answers old
-//! connections with a reset.
+//! connections with a reset. A part of the connections goes on over RDMA (`rdma`).
 
 mod conn;
 mod keepalive;
+mod rdma;
 
 use conn::Conn;
 pub(crate) use conn::NetAction;
@@ -42,6 +43,12 @@ pub struct NetOptions {
     pub loss_ppm: u32,
     /// Chance per frame with a payload that a bit of the payload flips unnoticed, parts per million.
     pub corrupt_ppm: u32,
+    /// Connections that switch to RDMA, parts per million.
+    pub rdma_ppm: u32,
+    /// Chance each time that credits come back over RDMA that the receiver keeps them for a while, parts per million.
+    pub credits_kept_ppm: u32,
+    /// For how long, at most.
+    pub credits_kept_ns: Nanos,
 }
 
 impl Default for NetOptions {
@@ -56,6 +63,9 @@ impl Default for NetOptions {
             reset_ppm: 0,
             loss_ppm: 0,
             corrupt_ppm: 0,
+            rdma_ppm: 0,
+            credits_kept_ppm: 0,
+            credits_kept_ns: 0,
         }
     }
 }
@@ -86,6 +96,16 @@ pub struct NetCounters {
     pub lost: u64,
     /// Connections opened.
     pub connections: u64,
+    /// Connections that have switched to RDMA.
+    pub switches: u64,
+    /// Payloads fetched from their senders' memory.
+    pub fetches: u64,
+    /// Queue pairs that broke, by injection or by themselves.
+    pub breaks: u64,
+    /// Of these, those whose peer took or gave nothing for too long.
+    pub stalls: u64,
+    /// Times that a sender stood still because it had no credits.
+    pub without_credits: u64,
 }
 
 /// The network's state. Its behaviour is in `Universe`, which it shares with the cores.
@@ -97,6 +117,8 @@ pub struct SimNet {
     conns: BTreeMap<usize, Box<Conn>>,
     next_conn: usize,
     rng: Stream,
+    /// What RDMA draws: where there is none, the other stream goes on as if this did not exist.
+    rdma_rng: Stream,
     /// What happened so far.
     pub counters: NetCounters,
 }
@@ -109,7 +131,7 @@ const LOSS_DELAY_NS: Nanos = 250 * MS;
 const EADDRNOTAVAIL: i32 = 99;
 
 impl SimNet {
-    pub(crate) fn new(rng: Stream) -> Self {
+    pub(crate) fn new(rng: Stream, rdma_rng: Stream) -> Self {
         Self {
             options: NetOptions::default(),
             links: Vec::new(),
@@ -117,6 +139,7 @@ impl SimNet {
             conns: BTreeMap::new(),
             next_conn: 0,
             rng,
+            rdma_rng,
             counters: NetCounters::default(),
         }
     }
@@ -306,5 +329,7 @@ use crate::universe::Action;
 
 /// A connection broke: reset by the peer's kernel.
 const BROKEN_RESET: CloseReason = CloseReason::Broken(104);
+/// A queue pair broke: a work request completed with an error, and whether it was done is unknown.
+const BROKEN_PAIR: CloseReason = CloseReason::Broken(5);
 /// A connection broke: bytes stayed unacknowledged for too long.
 const BROKEN_TIMEOUT: CloseReason = CloseReason::Broken(110);
