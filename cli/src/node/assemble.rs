@@ -154,6 +154,7 @@ fn data_core(
         store: StoreOptions { cluster: Some(config.cluster), ..StoreOptions::default() },
         scrub_bytes_per_second,
         disk_timeout_s: config.disk_timeout,
+        disk_probe_s: config.disk_probe,
         planted: Planted::default(),
     };
     let network = network(config);

@@ -49,6 +49,7 @@ fn a_store_refused_by_the_shared_disk_queue_is_flushed_again() {
         store: StoreOptions::default(),
         scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,
         disk_timeout_s: crate::config::DISK_TIMEOUT_S,
+        disk_probe_s: crate::config::DISK_PROBE_S,
         planted: Planted::none(),
     };
     let mut env = CoreEnv { world: world.clone(), node: 0, arena: Arena::new(16 << 20).unwrap() };
