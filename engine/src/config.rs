@@ -9,7 +9,7 @@ use store::{SliceGeometry, StoreOptions};
 use wire::{ClusterId, NodeId};
 
 /// A slice that the core owns.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SliceConfig {
     /// The disk it lies on.
     pub disk: DiskIndex,

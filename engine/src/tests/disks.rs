@@ -154,7 +154,7 @@ fn an_idle_disk_that_vanishes_hangs_or_reads_nothing_is_noticed_within_a_bound()
 fn an_idle_disk_reads_one_block_per_interval_and_a_busy_one_nothing_beside_its_work() {
     let (mut cluster, conn) = clean(24, 4);
     cluster.pass(3_000);
-    let ops = |c: &Cluster| c.nodes[&0].core.metrics.slices[0].device_ops.get();
+    let ops = |c: &Cluster| c.nodes[&0].core.metrics.slices()[0].device_ops.get();
     let before = ops(&cluster);
     cluster.pass(u64::from(DISK_PROBE_S) * 10_000);
     let probes = ops(&cluster) - before;
