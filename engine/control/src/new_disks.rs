@@ -187,12 +187,13 @@ impl ControlCore {
     /// What is known of a disk before it is opened.
     fn may_come(&self, disk: DiskUuid) -> Result<(), NewDiskError> {
         let node = self.config.node;
-        if let Some(own) = self.config.disks.iter().find(|own| own.uuid == disk) {
-            return Err(NewDiskError::Twice { node, disk, path: own.path.clone() });
-        }
         let known = self.view.disk(disk).map(|(record, _)| record);
         let empty = Disk { uuid: disk, path: String::new(), slices: Vec::new() };
-        Ok(claims::judge(node, self.registrar.process(), &empty, &Generations::new(), known)?)
+        claims::judge(node, self.registrar.process(), &empty, &Generations::new(), known)?;
+        match self.config.disks.iter().find(|own| own.uuid == disk) {
+            Some(own) => Err(NewDiskError::Twice { node, disk, path: own.path.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// The next step of a wish that stands.
