@@ -80,7 +80,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, CliError> {
 }
 
 fn node_of(args: &AddArgs) -> Result<NodeId, CliError> {
-    let configured = || Some(ConfigFile::read(&config_file(args.config.as_deref())?).ok()?.node.id?);
+    let configured = || ConfigFile::read(&config_file(args.config.as_deref())?).ok()?.node.id;
     args.node.or_else(configured).ok_or_else(|| CliError::Refused {
         what: format!("add {}", args.disk.display()),
         why: "to which node? Give --node or --config".into(),
