@@ -36,6 +36,8 @@ pub const SCRUB_RATE_RANGE: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 30;
 /// Shortest and longest time until a hanging disk is given up, in seconds: it is looked at once per second, and
 /// a healthy drive may pause for one.
 pub const DISK_TIMEOUT_RANGE: std::ops::RangeInclusive<u64> = 2..=600;
+/// Longest time until an idle disk is asked whether it is there, in seconds: a day. 0: never.
+pub const DISK_PROBE_RANGE: std::ops::RangeInclusive<u64> = 0..=86_400;
 /// Data cores of one node: core numbers are 16 bits, and no machine here has more CPUs than this.
 pub const CORES_MAX: u16 = 1024;
 
@@ -184,6 +186,12 @@ section! {
         #[example = "30"]
         #[default = "10"]
         disk_timeout: u32,
+        /// Seconds without anything to do after which a disk is asked whether it is still there, by reading 4 KiB of
+        /// it: otherwise nobody would notice that an idle disk is gone. It keeps drives with moving parts awake: where
+        /// they are to sleep, set 0, which means never, and a `disk_timeout` longer than they need to wake. 0 to 86400.
+        #[example = "600"]
+        #[default = "60"]
+        disk_probe: u32,
         /// Whether drives are polled for completions instead of interrupting: `auto` polls NVMe drives whose driver
         /// has queues for that (`nvme.poll_queues=N` on the kernel's command line, one for each core), `never` none.
         /// It saves each operation its interrupt, and keeps a core busy while one is under way.
@@ -278,6 +286,8 @@ pub struct NodeConfig {
     pub rdma_device: Option<String>,
     /// Seconds until a disk that hangs is given up.
     pub disk_timeout: u32,
+    /// Seconds after which an idle disk is asked whether it is there.
+    pub disk_probe: u32,
     /// Whether drives are polled.
     pub poll: Poll,
 }
@@ -377,6 +387,7 @@ impl ConfigFile {
             },
             rdma_device: node.rdma_device,
             disk_timeout: node.disk_timeout.unwrap_or(engine::DISK_TIMEOUT_S),
+            disk_probe: node.disk_probe.unwrap_or(engine::DISK_PROBE_S),
             poll: node.poll.unwrap_or_default(),
         };
         config.check()?;
@@ -418,6 +429,7 @@ impl NodeConfig {
         in_range("node.meta_bytes", self.meta_bytes, META_BYTES_RANGE)?;
         in_range("node.scrub_rate", self.scrub_rate, SCRUB_RATE_RANGE)?;
         in_range("node.disk_timeout", u64::from(self.disk_timeout), DISK_TIMEOUT_RANGE)?;
+        in_range("node.disk_probe", u64::from(self.disk_probe), DISK_PROBE_RANGE)?;
         if !self.meta_bytes.is_multiple_of(wire::BLOCK_BYTES as u64) {
             return Err(bad("node.meta_bytes", "must be a multiple of 4096"));
         }

@@ -93,6 +93,17 @@ fn a_disk_that_vanishes_goes_out_and_its_node_serves_from_the_other() {
 }
 
 #[test]
+fn an_idle_disk_that_is_cut_short_is_noticed_although_nobody_uses_it() {
+    let cluster = cluster_with(ordinary, &["--disk-probe", "1"]);
+    let disk = cluster.fleet.nodes[1].more_disks[0].clone();
+    OpenOptions::new().write(true).open(&disk).unwrap().set_len(1 << 20).unwrap();
+    let path = disk.to_str().unwrap();
+    let status = wait_for_problem(&cluster, &[path, "node 2", "slices have failed"]);
+    assert_eq!(status.nodes_up(), 3, "the node lives");
+    wait_clean_elsewhere(&cluster, &disk);
+}
+
+#[test]
 fn a_disk_whose_file_system_is_full_goes_out_and_its_node_serves_from_the_other() {
     if !may_mount() {
         return;

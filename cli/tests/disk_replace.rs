@@ -65,11 +65,17 @@ fn a_failed_disk_is_replaced_while_the_cluster_serves_and_the_old_one_is_refused
     std::fs::OpenOptions::new().write(true).open(&old).unwrap().set_len(1 << 20).unwrap();
     wait_for_problem(&cluster, &[&old_text, &id, "slices have failed"]);
     load.more(200);
+    let pid = cluster.fleet.pid(1).unwrap();
     let said = cluster.ok(&args);
-    assert!(said.contains("is retired") && said.contains("restart node 2"), "{said}");
+    assert!(said.contains("is retired") && said.contains("is being filled"), "{said}");
     assert!(std::fs::read_to_string(&config).unwrap().contains(&format!("disks = [\"{new_text}\"]")));
     assert!(!cluster.ok(&["disk", "ls"]).contains(&id), "it is off the map");
     load.more(200);
+    let status = cluster.wait_clean();
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+    assert!(holds_pgs(&cluster, &new), "nothing is on the new disk");
+    load.more(200);
+    assert_eq!(cluster.fleet.pid(1), Some(pid), "the same process serves");
     cluster.fleet.stop(1).unwrap();
     cluster.fleet.nodes[1].disk.clone_from(&new);
     cluster.fleet.spawn(1).unwrap();
@@ -244,4 +250,94 @@ fn the_same_disk_twice_in_one_node_is_refused() {
     std::fs::copy(&disk, &copy).unwrap();
     cluster.fleet.nodes[0].more_disks.push(copy);
     assert!(refused(&mut cluster, 0).contains("one of the two is a copy"));
+}
+
+/// Whether placement groups have complete copies on every slice of a disk.
+fn holds_pgs(cluster: &TestCluster, disk: &Path) -> bool {
+    let mut admin = cluster.admin();
+    let nodes: Vec<placement::Node> = admin.list(placement::key::NODES).unwrap();
+    let records: Vec<placement::PgRecord> = admin.list(placement::key::PGS).unwrap();
+    let disks = nodes.iter().flat_map(|node| &node.disks);
+    let mut slices = disks.filter(|one| Path::new(&one.path) == disk).flat_map(|one| &one.slices).peekable();
+    let held = |slice: &placement::Slice| records.iter().any(|record| record.in_sync.contains(&slice.id));
+    slices.peek().is_some() && slices.all(held)
+}
+
+#[test]
+fn a_running_node_takes_a_further_disk_and_fills_it_and_has_it_after_a_restart() {
+    let mut cluster = cluster();
+    let load = Load::start(&cluster);
+    load.more(100);
+    let pid = cluster.fleet.pid(1).unwrap();
+    let new = cluster.dir.path().join("further");
+    let (text, create) = (new.to_str().unwrap().to_owned(), DISK_BYTES.to_string());
+    let add = ["disk", "add", &text, "--create", &create, "--slices", "2", "--node", "2"];
+    let said = cluster.ok(&add);
+    assert!(
+        said.contains("is being filled") && said.contains(&format!("Add \"{text}\" to node.disks")),
+        "{said}"
+    );
+    assert!(cluster.fails(&add).contains("has disk"), "the same disk again");
+    wait_until("the new disk to be filled", || holds_pgs(&cluster, &new));
+    cluster.wait_clean();
+    load.more(100);
+    assert_eq!(cluster.fleet.pid(1), Some(pid), "the same process serves");
+    assert!(cluster.metrics(1).contains("drystone_slice_open"));
+
+    // Without it in the configuration the node says what it misses, and takes it back.
+    let old = cluster.dir.path().join("older");
+    let old_text = old.to_str().unwrap().to_owned();
+    cluster.fleet.stop(1).unwrap();
+    std::fs::copy(&new, &old).unwrap();
+    for (path, refused) in [(&text, None), (&old_text, Some("is an older copy of itself"))] {
+        cluster.fleet.spawn(1).unwrap();
+        cluster.fleet.wait_ready(1).unwrap();
+        wait_for_problem(&cluster, &[&text, "is not there"]);
+        match refused {
+            Some(why) => assert!(cluster.fails(&["disk", "add", path, "--node", "2"]).contains(why)),
+            None => assert!(cluster.ok(&["disk", "add", path, "--node", "2"]).contains("is being filled")),
+        }
+        load.more(100);
+        cluster.wait_clean();
+        cluster.fleet.stop(1).unwrap();
+    }
+    // With it in the configuration all is well.
+    cluster.fleet.nodes[1].more_disks.push(new.clone());
+    cluster.fleet.spawn(1).unwrap();
+    cluster.fleet.wait_ready(1).unwrap();
+    let status = cluster.wait_clean();
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+    assert!(holds_pgs(&cluster, &new));
+    load.finish(&cluster);
+}
+
+#[test]
+fn disks_that_a_running_node_must_not_take_are_refused_with_the_reason() {
+    let cluster = cluster();
+    let at = |name: &str| cluster.dir.path().join(name).to_str().unwrap().to_owned();
+    let add = |path: &str, node: &str| cluster.fails(&["disk", "add", path, "--node", node]);
+    let create = DISK_BYTES.to_string();
+    // A copy of a disk that this node, or another one, has.
+    let own = cluster.fleet.nodes[1].disk.clone();
+    std::fs::copy(&own, at("copy")).unwrap();
+    assert!(add(&at("copy"), "2").contains("or a copy of it"));
+    assert!(add(&at("copy"), "3").contains("belongs to node 2"));
+    assert!(add(own.to_str().unwrap(), "2").contains("node 2 has disk"));
+    // Of another cluster.
+    let other = ["--create", &create, "--cluster-id", "00000000000000000000000000000abc"];
+    cluster.ok(&[&["disk", "prepare", &at("other")], &other[..]].concat());
+    assert!(add(&at("other"), "2").contains("belongs to cluster 00000000000000000000000000000abc"));
+    // Retired: the node asks the metadata, whatever the disk says. And one that nobody finds.
+    cluster.prepare_disk(Path::new(&at("once")));
+    std::fs::copy(at("once"), at("again")).unwrap();
+    cluster.ok(&["disk", "add", &at("once"), "--node", "2"]);
+    cluster.wait_clean();
+    cluster.ok(&["disk", "retire", &at("once"), "--force"]);
+    assert!(add(&at("again"), "2").contains("has been retired"), "a copy of a retired disk");
+    assert!(add(&at("again"), "3").contains("has been retired"), "on another node, too");
+    assert!(add(&at("nowhere"), "2").contains("does not exist"));
+    assert!(add(&at("again"), "9").contains("node 9 is not up"));
+    let wishes = cluster.admin().range(placement::key::NEW_DISKS).unwrap();
+    assert!(wishes.is_empty(), "{wishes:?}");
+    cluster.wait_clean();
 }

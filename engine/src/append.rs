@@ -13,6 +13,7 @@ use crate::pg::{Link, Pg, Phase};
 use crate::planted::Bug;
 use crate::session::Conn;
 use crate::slab::Key;
+use crate::slices::SliceLife;
 use placement::pg_of;
 use reactor::{ConnId, Env, Frame, IoBuf};
 use store::{Presence, StoreError};
@@ -449,10 +450,8 @@ impl DataCore {
         let ticket = key.tagged(ticket::OP);
         let (object, block, blocks) = (op.object(), op.header.block, u32::from(op.header.blocks));
         let slice = self.slices.get_mut(at).ok_or(StoreError::NotOpen)?;
+        slice.metrics.writes.add(u64::from(slice.life == SliceLife::Open));
         let store = slice.open_store()?;
-        if let Some(metrics) = self.metrics.slices.get(at) {
-            metrics.writes.add(1);
-        }
         match op.kind {
             OpKind::Write => {
                 let data = op.payload.as_slice();

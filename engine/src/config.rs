@@ -9,7 +9,7 @@ use store::{SliceGeometry, StoreOptions};
 use wire::{ClusterId, NodeId};
 
 /// A slice that the core owns.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SliceConfig {
     /// The disk it lies on.
     pub disk: DiskIndex,
@@ -36,6 +36,8 @@ pub struct DataCoreConfig {
     pub scrub_bytes_per_second: u64,
     /// A disk that ends no operation for so long, in seconds, is given up.
     pub disk_timeout_s: u32,
+    /// A disk that had nothing to do for so long, in seconds, is asked whether it is there; 0: never.
+    pub disk_probe_s: u32,
     /// A deliberate bug, for the simulator's proof that it sees.
     pub planted: Planted,
 }
@@ -114,6 +116,11 @@ pub const SCRUB_BYTES_PER_SECOND: u64 = 48 << 20;
 /// of a healthy drive; shorter than the half minute after which the kernel gives up, because until then the
 /// writes of its PGs wait.
 pub const DISK_TIMEOUT_S: u32 = 10;
+/// How long a disk may have nothing to do before it is asked whether it is there, when nothing is said, in seconds. Short
+/// beside the time in which a second disk fails, and beside what somebody who has pulled the wrong drive waits for; one
+/// read of 4 KiB in it costs nothing. It keeps drives with moving parts from sleeping, so whoever lets them sleep sets
+/// another.
+pub const DISK_PROBE_S: u32 = 60;
 /// Objects checked by scrubs at once on one core while no client is waiting.
 pub const SCRUB_PARALLEL: usize = 4;
 /// The same while clients are being served.

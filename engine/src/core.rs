@@ -125,7 +125,7 @@ impl DataCore {
                 .iter()
                 .take(SLICES_MAX)
                 .enumerate()
-                .map(|(at, s)| SliceState::new(at, s))
+                .map(|(at, s)| SliceState::new(at, s, &config.metrics))
                 .collect(),
             conns: Table::default(),
             sessions: Sessions::default(),
@@ -295,6 +295,7 @@ impl DataCore {
             CoreMsg::Full { slices } => self.decreed.full = slices,
             CoreMsg::Scrub { pg, depth } => self.scrub(pg, depth),
             CoreMsg::Leavings { slice, pool, leavings } => self.leavings(slice, pool, leavings),
+            CoreMsg::OpenSlices { slices } => self.take_slices(env, slices),
             CoreMsg::SlowFrom { slice, us } => self.told_slow_from(slice, us),
             CoreMsg::GiveUp { slice, why, spared } => self.told_to_give_up(env, slice, why, spared),
             CoreMsg::Stop => self.stop(env),

@@ -11,8 +11,12 @@
 //! | no operation ends for `disk_timeout_s` although some are under way | out |
 //! | one operation takes three times as long although others end | out |
 //! | reads fail again and again (unreadable or damaged blocks) | out, if other copies are there |
+//! | `PROBES_MAX` probes of an idle device fail in a row | out, if other copies are there |
 //! | `SLOW_OUT_NS` and more per operation for `SLOW_OUT_TICKS` | out, if other copies are there |
 //! | an outlier among the cluster's disks (the control core says from when on) for as long | the same |
+//!
+//! A device that nobody uses shows nothing. So one that had nothing to do for `disk_probe_s` is made to read one block,
+//! and again with every tick until that works.
 //!
 //! A slice that is given up stays out until its process starts again.
 
@@ -25,6 +29,8 @@ use wire::SliceId;
 /// Reads of a slice that may fail before it goes out. Each is mended from another copy, and a drive with a
 /// handful of weak sectors is best read to its end; one with so many at a time is losing more than it shows.
 pub(crate) const READ_ERRORS_MAX: u32 = 50;
+/// Probes in a row that may fail, of one copy of the superblock and of the other in turn.
+pub(crate) const PROBES_MAX: u32 = 5;
 /// Ticks after which one read error is forgotten.
 const READ_ERROR_TICKS: u32 = 10;
 /// One operation may hang so many times longer than all of them: a drive with a deep queue may be unfair.
@@ -87,6 +93,8 @@ pub(crate) struct Watch {
     unended_ns: u64,
     errors: u32,
     ticks: u32,
+    /// Ticks in which there was nothing to do.
+    idle: u32,
 }
 
 impl Watch {
@@ -104,6 +112,12 @@ impl Watch {
         if self.service_ns == 0 { 0 } else { (self.service_ns / 1000).max(1).next_power_of_two() }
     }
 
+    /// Whether the device is to be asked if it is there: after so many ticks with nothing to do, and on when it has
+    /// `failed` to answer the last time.
+    fn wants_probe(&self, after_ticks: u32, failed: u32) -> bool {
+        after_ticks > 0 && (self.idle >= after_ticks || failed > 0)
+    }
+
     /// From so much time per operation on, in nanoseconds, the disk is an outlier; 0: never.
     pub(crate) fn outlier_from(&mut self, ns: u64) {
         self.outlier_ns = ns;
@@ -119,6 +133,7 @@ impl Watch {
         let same = now.oldest.is_some() && now.oldest == self.last.oldest;
         self.hanging = if same { self.hanging + 1 } else { 0 };
         self.stuck = if same && ended == 0 { self.stuck + 1 } else { 0 };
+        self.idle = if now.oldest.is_none() && ended == 0 { self.idle + 1 } else { 0 };
         self.last = now;
         self.measure(ended, busy_ns);
         self.ticks += 1;
@@ -171,15 +186,25 @@ impl DataCore {
     /// Looks at every slice's device; once per tick.
     pub(crate) fn watch_disks(&mut self, env: &mut dyn Env) {
         for at in 0..self.slices.len() {
-            let timeout = self.config.disk_timeout_s;
+            let (timeout, probe) = (self.config.disk_timeout_s, self.config.disk_probe_s);
             let Some(slice) = self.slices.get_mut(at) else { continue };
-            let Some(store) = slice.store.as_ref() else { continue };
+            let Some(store) = slice.store.as_mut() else { continue };
             if !matches!(slice.life, SliceLife::Open | SliceLife::Opening) {
                 continue;
             }
             let (ended, busy_ns) = store.device_use(env);
             let now = Use { oldest: store.oldest_operation(), ended, busy_ns };
-            match slice.watch.tick(now, timeout) {
+            let failed = store.probes_failed();
+            let verdict = match slice.watch.tick(now, timeout) {
+                Verdict::Fine if failed >= PROBES_MAX => Verdict::Bad(format!(
+                    "disk does not answer: the last {failed} reads of its superblock failed"
+                )),
+                verdict => verdict,
+            };
+            if slice.watch.wants_probe(probe, failed) {
+                store.probe(env);
+            }
+            match verdict {
                 Verdict::Fine => {}
                 Verdict::Stuck(why) => self.give_up(env, at, why, Extent::Disk),
                 Verdict::Bad(why) if self.can_spare(at) => {

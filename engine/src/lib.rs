@@ -47,7 +47,7 @@ mod strays;
 mod tests;
 
 pub use crate::core::DataCore;
-pub use config::{DISK_TIMEOUT_S, DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
+pub use config::{DISK_PROBE_S, DISK_TIMEOUT_S, DataCoreConfig, SCRUB_BYTES_PER_SECOND, SliceConfig};
 pub use msg::CoreMsg;
 pub use origins::ORIGINS_PER_PG_MAX;
 pub use planted::Planted;

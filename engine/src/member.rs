@@ -241,8 +241,8 @@ impl DataCore {
         let key = self.subs.insert(sub);
         match self.store_sub(env, key, at, presence, &frame) {
             Ok(()) => {
-                if let Some(metrics) = self.metrics.slices.get(at) {
-                    metrics.writes.add(1);
+                if let Some(slice) = self.slices.get(at) {
+                    slice.metrics.writes.add(1);
                 }
                 self.note_origin(pg, at, &header);
                 self.count_inflight(env, pg, at, true);

@@ -3,13 +3,14 @@
 //! Control only: no client data takes this way. The mesh's `Box<dyn Any + Send>` holds the `CoreMsg`
 //! itself: `into_mesh` and `from_mesh` are the two ends.
 
+use crate::config::SliceConfig;
 pub use crate::disk_health::Extent;
 pub use crate::strays::Leavings;
-use placement::{PgRecord, Pool, ScrubDepth, Settings};
+use placement::{Disk, PgRecord, Pool, ScrubDepth, Settings};
 use reactor::{MeshMsg, Mono};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use wire::{Epoch, NodeId, PgId, PoolId, Revision, SessionId, SliceId};
+use wire::{CoreId, Epoch, NodeId, PgId, PoolId, Revision, SessionId, SliceId};
 
 /// Where a member of a PG is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,6 +66,15 @@ pub struct ScrubReport {
     pub objects: u64,
     /// Of these, the ones with a copy that was bad or different. They are being recovered.
     pub errors: u64,
+}
+
+/// A disk that was opened while the node runs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct OpenedDisk {
+    /// As it is to be registered.
+    pub disk: Disk,
+    /// The slices of each core.
+    pub slices: Vec<(CoreId, Vec<SliceConfig>)>,
 }
 
 /// A slice that has been opened.
@@ -127,6 +137,11 @@ pub enum CoreMsg {
         slice: SliceId,
         /// Microseconds; 0: no time is too long beside the others.
         us: u64,
+    },
+    /// A disk has come while the node runs: open these slices of it. `SliceOpened` follows for each.
+    OpenSlices {
+        /// The slices that this core is to own.
+        slices: Vec<SliceConfig>,
     },
     /// The answer to `AskLeavings`.
     Leavings {
@@ -237,6 +252,15 @@ pub enum CoreMsg {
     },
     /// Everything is closed.
     Stopped,
+
+    // Whoever assembled the node to the control core.
+    /// What became of a disk that `StatusInner::wanted_disks` named.
+    DiskOpened {
+        /// The number of the wish.
+        ticket: u64,
+        /// The disk and which core owns which of its slices, or why there is none.
+        result: Result<OpenedDisk, String>,
+    },
 }
 
 impl CoreMsg {

@@ -23,8 +23,8 @@ impl DataCore {
         let Some(at) = self.primary(pg).map(|p| p.at) else {
             return self.fail(env, key, Status::NotPrimary);
         };
-        if let Some(metrics) = self.metrics.slices.get(at) {
-            metrics.reads.add(1);
+        if let Some(slice) = self.slices.get(at) {
+            slice.metrics.reads.add(1);
         }
         let result = match self.store(at) {
             Ok(store) => store.read(key.tagged(ticket::OP), object, block, blocks),

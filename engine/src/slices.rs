@@ -1,15 +1,17 @@
 //! The core's slices: opening their stores, giving them their completions, hearing their events.
 
-use crate::config::SliceConfig;
-use crate::core::{DataCore, TOKEN_SLICES, ticket};
+use crate::config::{DataCoreConfig, SLICES_MAX, SliceConfig};
+use crate::core::{DataCore, Life, TOKEN_SLICES, ticket};
 use crate::disk_health::{Extent, Watch};
+use crate::metrics::{CoreMetrics, SliceMetrics};
 use crate::msg::{CoreMsg, Opened};
 use crate::planted::Bug;
 use crate::slab::{KEY_BITS, Key};
 use placement::SliceStat;
 use reactor::{ConnId, DiskError, DiskIndex, DiskOp, Env, Frame, Token};
 use std::collections::VecDeque;
-use store::{SliceStore, StoreError, StoreEvent, StoreStats, TokenRange};
+use std::sync::Arc;
+use store::{SliceStore, StoreError, StoreEvent, StoreOptions, StoreStats, TokenRange};
 use wire::SliceId;
 
 /// Disk operations one store may have in flight: twice its reads, so that reads of several parts and the
@@ -39,11 +41,12 @@ pub(crate) struct SliceState {
     pub(crate) has_unflushed: bool,
     /// What its device has shown.
     pub(crate) watch: Watch,
+    pub(crate) metrics: Arc<SliceMetrics>,
     reported: Option<(SliceStat, u64)>,
 }
 
 impl SliceState {
-    pub(crate) fn new(at: usize, config: &SliceConfig) -> Self {
+    pub(crate) fn new(at: usize, config: &SliceConfig, metrics: &CoreMetrics) -> Self {
         let first = u64::from(TOKEN_SLICES + at as u8) << KEY_BITS;
         Self {
             id: config.geometry.slice,
@@ -54,8 +57,16 @@ impl SliceState {
             parked: VecDeque::new(),
             has_unflushed: false,
             watch: Watch::default(),
+            metrics: metrics.slice(config.geometry.slice),
             reported: None,
         }
+    }
+
+    fn open(&mut self, env: &mut dyn Env, core: &DataCoreConfig) {
+        let options = StoreOptions { cluster: Some(core.cluster), ..core.store };
+        let store = SliceStore::open(env, self.config.disk, self.config.geometry, options, self.tokens);
+        self.store = Some(store);
+        self.has_unflushed = true;
     }
 
     /// Something was submitted since the last flush, or waits for room in the core's disk queue.
@@ -126,11 +137,29 @@ impl SliceState {
 impl DataCore {
     pub(crate) fn open_slices(&mut self, env: &mut dyn Env) {
         for slice in &mut self.slices {
-            let mut options = self.config.store;
-            options.cluster = Some(self.config.cluster);
-            slice.store =
-                Some(SliceStore::open(env, slice.config.disk, slice.config.geometry, options, slice.tokens));
-            slice.has_unflushed = true;
+            slice.open(env, &self.config);
+        }
+    }
+
+    /// Slices of a disk that has come while the core runs: opened in steps like those of the start, beside everything.
+    pub(crate) fn take_slices(&mut self, env: &mut dyn Env, slices: Vec<SliceConfig>) {
+        for config in slices {
+            let (slice, at) = (config.geometry.slice, self.slices.len());
+            let why = match (at < SLICES_MAX, self.slice_at(slice), self.life) {
+                (_, _, life) if life != Life::Running => "the node is stopping".to_owned(),
+                (_, Some(_), _) => {
+                    "this process had the slice before: restart the node to take it again".to_owned()
+                }
+                (false, _, _) => format!("the core has {SLICES_MAX} slices, and that is the most"),
+                _ => {
+                    let mut state = SliceState::new(at, &config, &self.metrics);
+                    state.open(env, &self.config);
+                    self.slices.push(state);
+                    continue;
+                }
+            };
+            tracing::error!(%slice, why, "a slice is not taken");
+            self.tell(CoreMsg::SliceOpened { slice, result: Err(why) });
         }
     }
 
@@ -284,7 +313,8 @@ impl DataCore {
 
     /// Counts a store's error; when the store itself has stopped, the slice has failed.
     fn store_failure(&mut self, env: &mut dyn Env, at: usize, error: StoreError) {
-        if let Some(metrics) = self.metrics.slices.get(at) {
+        if let Some(slice) = self.slices.get(at) {
+            let metrics = &slice.metrics;
             match error {
                 StoreError::Corrupt => metrics.corrupt.add(1),
                 StoreError::Busy | StoreError::NotOpen | StoreError::Abandoned => {}
@@ -322,16 +352,15 @@ impl DataCore {
             let Some(slice) = self.slices.get_mut(at) else { continue };
             let memory = slice.stats();
             let stat = slice.stat(&memory);
-            if let Some(metrics) = self.metrics.slices.get(at) {
-                metrics.open.set(u64::from(slice.life == SliceLife::Open));
-                metrics.size_bytes.set(stat.size_bytes);
-                metrics.used_bytes.set(stat.used_bytes);
-                metrics.objects.set(stat.objects);
-                metrics.memory_bytes.set(memory.index_bytes + memory.overlay_bytes + memory.cache_bytes);
-                metrics.device_ops.set(memory.device_ops);
-                metrics.device_wait_ns.set(memory.device_wait_ns);
-                metrics.device_busy_ns.set(memory.device_busy_ns);
-            }
+            let metrics = &slice.metrics;
+            metrics.open.set(u64::from(slice.life == SliceLife::Open));
+            metrics.size_bytes.set(stat.size_bytes);
+            metrics.used_bytes.set(stat.used_bytes);
+            metrics.objects.set(stat.objects);
+            metrics.memory_bytes.set(memory.index_bytes + memory.overlay_bytes + memory.cache_bytes);
+            metrics.device_ops.set(memory.device_ops);
+            metrics.device_wait_ns.set(memory.device_wait_ns);
+            metrics.device_busy_ns.set(memory.device_busy_ns);
             let generation = slice.generation();
             if slice.reported.as_ref() != Some(&(stat.clone(), generation)) {
                 slice.reported = Some((stat.clone(), generation));

@@ -11,6 +11,8 @@ pub const TOLERANCE_PERCENT: u64 = 4;
 
 /// Fixed-point unit of shares: 1/65536 PG.
 pub(crate) const UNIT: u64 = 1 << 16;
+/// A share that lacks so little of a whole PG, in `UNIT`s, lacks it by the rounding of the divisions that made it.
+const ROUNDING: u64 = 64;
 
 /// The bounds of one slice (or core).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -30,6 +32,12 @@ impl Share {
         let low = (fair - slack) / UNIT;
         let high = (fair + slack).div_ceil(UNIT);
         Self { fair, low: low as u32, high: high as u32 }
+    }
+
+    /// The same share, but whoever should have a PG has one: below it the tolerance would leave a disk that is
+    /// added, or comes back, without any for good.
+    fn not_empty(self) -> Self {
+        Self { low: self.low.max(u32::from(self.fair + ROUNDING >= UNIT)), ..self }
     }
 
     /// The same share with bounds at the neighbouring integers.
@@ -63,7 +71,7 @@ pub(crate) fn shares(topology: &Topology, kind: FailureDomain, copies: u8, pg_co
             let weight = weights.get(&domain).copied().unwrap_or(1).max(1);
             // At most 2^64 bytes times 2^32 PGs times 2^16: 112 of 128 bits.
             let fair = share * u128::from(spot.size_bytes) / weight;
-            Share::new(fair as u64, TOLERANCE_PERCENT)
+            Share::new(fair as u64, TOLERANCE_PERCENT).not_empty()
         })
         .collect()
 }

@@ -10,6 +10,7 @@
 //! | `/image-names/NAME` | `ID` | with `/images/ID`, in one transaction |
 //! | `/nodes/ID` | [`Node`] | that node, at start |
 //! | `/disks/UUID` | [`DiskRecord`] | the disk's node, at start and about once a minute; `disk retire` |
+//! | `/new-disks/ID/UUID` | [`NewDisk`] | `disk add` / `replace`; gone when the running node has taken the disk |
 //! | `/live/ID` | [`Live`], bound to the node's lease, in memory | that node, at start |
 //! | `/stats/ID` | [`NodeStats`], bound to the node's lease, in memory | that node, when it changes |
 //! | `/pg/POOL/INDEX` | [`PgRecord`] | the director; the primary for `in_sync` |
@@ -43,6 +44,8 @@ pub mod key {
     pub const NODES: &str = "/nodes/";
     /// Prefix of [`DiskRecord`] keys.
     pub const DISKS: &str = "/disks/";
+    /// Prefix of [`NewDisk`] keys.
+    pub const NEW_DISKS: &str = "/new-disks/";
     /// Prefix of [`Live`] keys.
     pub const LIVE: &str = "/live/";
     /// Prefix of [`NodeStats`] keys.
@@ -83,6 +86,14 @@ pub mod key {
     /// The disk that such a key names.
     pub fn parse_disk(key: &str) -> Option<DiskUuid> {
         key.strip_prefix(DISKS)?.parse().ok()
+    }
+    /// Prefix of the disks that a running node is to take.
+    pub fn new_disks_of(node: NodeId) -> String {
+        format!("{NEW_DISKS}{:010}/", node.0)
+    }
+    /// Key of one of them.
+    pub fn new_disk(node: NodeId, disk: DiskUuid) -> String {
+        format!("{}{disk}", new_disks_of(node))
     }
     /// Key of a node's liveness.
     pub fn live(id: NodeId) -> String {
@@ -276,6 +287,16 @@ pub struct Disk {
     pub path: String,
     /// Its slices.
     pub slices: Vec<Slice>,
+}
+
+/// A disk that a running node is to take.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NewDisk {
+    /// Where it is on the node.
+    pub path: String,
+    /// The node does not take it, and why: for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// What the cluster remembers of a disk, for as long as there is a cluster.

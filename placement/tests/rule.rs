@@ -206,6 +206,55 @@ proptest! {
     }
 }
 
+/// The bound within a host, in PGs: how far two slices may be apart, each measured against its fair share. A new pool
+/// has whole PGs next to the share; what has grown may be a tolerance of 4 % further away, and never without any PG
+/// where the share is a whole one.
+fn check_within_hosts(topology: &Topology, rule: &Rule, lists: &Lists, tolerance: f64) {
+    let (loads, fair) = (loads(lists), fair(topology, rule));
+    let mut spread: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+    for spot in topology.spots() {
+        let (load, fair) = (f64::from(loads.get(&spot.slice).copied().unwrap_or(0)), fair[&spot.slice]);
+        let (low, high) = ((fair * (1.0 - tolerance)).floor(), (fair * (1.0 + tolerance)).ceil());
+        let low = if fair >= 1.0 { low.max(1.0) } else { low };
+        assert!((low..=high).contains(&load), "slice {} has {load} of {low} to {high}", spot.slice);
+        let (least, most) = spread.entry(spot.domain(FailureDomain::Host)).or_insert((f64::MAX, f64::MIN));
+        (*least, *most) = (least.min(load - fair), most.max(load - fair));
+    }
+    let largest = fair.values().copied().fold(0.0, f64::max);
+    for (host, (least, most)) in spread {
+        let apart = most - least;
+        assert!(apart < 2.0 * (1.0 + largest * tolerance), "host {host}: slices are {apart} PGs apart");
+    }
+}
+
+#[test]
+fn both_disks_of_a_host_have_pgs_from_the_start_and_when_one_comes_later() {
+    // One host with two disks beside hosts with one, as many copies as hosts: each host has every PG once.
+    for (pgs, gib) in [(4, 10), (8, 10), (32, 10), (8, 5), (32, 20), (256, 11)] {
+        let rule = rule(3, pgs);
+        let mut nodes = cluster(3, 1, 2, 1);
+        let late = node(3, "host3", 2, 2, 1, gib * GIB).disks.remove(1);
+        let before = assign(&Topology::new(&nodes), &rule, &[]).unwrap();
+        nodes[2].disks.push(late);
+        let topology = Topology::new(&nodes);
+        check_within_hosts(&topology, &rule, &assign(&topology, &rule, &[]).unwrap(), 0.0);
+        let after = assign(&topology, &rule, &before).unwrap();
+        check_valid(&topology, &rule, &after);
+        check_within_hosts(&topology, &rule, &after, 0.04);
+    }
+}
+
+#[test]
+fn a_small_image_lies_in_as_many_pgs_as_it_has_stripes_and_no_more() {
+    let objects = 2 * placement::PG_STRIPE_OBJECTS;
+    for image in 1..100 {
+        let object = |index| wire::ObjectId { pool: wire::PoolId(1), image: wire::ImageId(image), index };
+        let pgs: BTreeSet<u32> =
+            (0..objects).map(|index| placement::pg_of(object(index), 32).index).collect();
+        assert!(pgs.len() <= 2, "8 MiB lie in {} PGs", pgs.len());
+    }
+}
+
 #[test]
 fn odd_host_names_are_only_names() {
     let long = "x".repeat(255);

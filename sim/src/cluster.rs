@@ -265,6 +265,7 @@ impl Cluster {
                 },
                 scrub_bytes_per_second: SCRUB_BYTES_PER_SECOND,
                 disk_timeout_s: engine::DISK_TIMEOUT_S,
+                disk_probe_s: engine::DISK_PROBE_S,
                 planted: self.planted.map(Planted::engine).unwrap_or_default(),
             };
             let arena = self.options.arena_bytes;

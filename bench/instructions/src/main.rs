@@ -123,6 +123,7 @@ fn spawn(universe: &mut Universe, node: u64, told: &Told) -> Result<CoreIdx, Fai
         store: StoreOptions::default(),
         scrub_bytes_per_second: engine::SCRUB_BYTES_PER_SECOND,
         disk_timeout_s: engine::DISK_TIMEOUT_S,
+        disk_probe_s: engine::DISK_PROBE_S,
         planted: Planted::none(),
     };
     let service = Box::new(DataCore::new(config));

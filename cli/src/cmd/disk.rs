@@ -1,6 +1,7 @@
 //! `drystone disk`: disks before and beside a running node. (Those of a running cluster: `disk_retire`.)
 
 use super::Global;
+use super::disk_add::{self, AddArgs};
 use super::disk_retire::{self, ReplaceArgs, RetireArgs};
 use crate::config::ConfigFile;
 use crate::disks::{self, Existing, Prepared};
@@ -17,9 +18,9 @@ use store::DiskSuper;
 use wire::{ClusterId, DiskUuid, NodeId, SliceId};
 
 /// Where `disk prepare` finds the cluster's identity when no flag says it.
-const DEFAULT_CONFIG: &str = "/etc/drystone/node.toml";
+pub(super) const DEFAULT_CONFIG: &str = "/etc/drystone/node.toml";
 /// Slices of a disk: for most hosts the disk's share of all cores they may ever have.
-const DEFAULT_SLICES: u32 = 8;
+pub(super) const DEFAULT_SLICES: u32 = 8;
 
 /// What to do with disks.
 #[derive(Subcommand, Debug)]
@@ -50,6 +51,13 @@ The cluster's identity comes from --cluster-id, else from --config, else from /e
     /// List the disks of the cluster: where they are, what state they are in
     #[command(visible_alias = "list")]
     Ls,
+    /// Have a running node take a further disk; to be run on the node's host
+    ///
+    /// A blank disk is prepared first. The node opens it while it serves, and the disk is filled with its share.
+    #[command(after_help = "Examples:
+  drystone disk add /dev/nvme2n1                    for the node of /etc/drystone/node.toml
+  drystone disk add /srv/disk2 --create 100G --node 3")]
+    Add(AddArgs),
     /// Take a disk out of the cluster for good; it is refused should it come back
     ///
     /// Its placement groups go on with other copies, which are made on other disks. A disk whose slices all
@@ -60,11 +68,10 @@ The cluster's identity comes from --cluster-id, else from --config, else from /e
     Retire(RetireArgs),
     /// Retire a disk and prepare another one in its place; to be run on the disk's host
     ///
-    /// The node then has to be restarted to take the new disk: nothing else is interrupted, other nodes
-    /// serve meanwhile. When it is back, the new disk is filled from the other copies.
+    /// The node takes the new disk while it runs, and the disk is filled from the other copies. A node that is not
+    /// up takes it when it starts.
     #[command(after_help = "Examples:
   drystone disk replace /dev/sdb /dev/sdc --node 3 --config /etc/drystone/node.toml
-  systemctl restart drystone
   drystone disk replace /dev/sdb /dev/sdb --node 3  the new disk sits in the old one's slot")]
     Replace(ReplaceArgs),
 }
@@ -112,6 +119,7 @@ pub fn run(global: &Global, command: DiskCommand) -> Result<(), CliError> {
         DiskCommand::Info { disks } => info(global, &disks),
         DiskCommand::Check(args) => checkup::run(global, &args.disk, args.data, args.repair),
         DiskCommand::Ls => disk_retire::list(global),
+        DiskCommand::Add(args) => disk_add::add(global, &args),
         DiskCommand::Retire(args) => disk_retire::retire(global, &args),
         DiskCommand::Replace(args) => disk_retire::replace(global, &args),
     }

@@ -1,6 +1,6 @@
 //! `drystone disk ls`, `retire`, `replace`: the disks of a running cluster, and the end of one.
 
-use super::Global;
+use super::{Global, disk_add};
 use crate::cluster::{Cluster, decode, wall_ms};
 use crate::deadline::Deadline;
 use crate::disk_status::{DiskStatus, millis};
@@ -103,10 +103,8 @@ pub fn replace(global: &Global, args: &ReplaceArgs) -> Result<(), CliError> {
     let mut cluster = Cluster::connect(global)?;
     let old = find(&mut cluster, &args.old)?;
     may_go(&mut cluster, &old, &args.old)?;
-    let id = cluster
-        .get::<placement::Cluster>(key::CLUSTER)?
-        .map(|(found, _)| found.id)
-        .ok_or(CliError::NotFound { kind: "key", name: key::CLUSTER.into() })?;
+    let id = disk_add::cluster_id(&mut cluster)?;
+    let new_path = disk_add::absolute(&args.new)?;
     if let Some(config) = &args.config {
         // Found out before anything is changed.
         edited(config, &old.status.path, &args.new)?;
@@ -125,6 +123,8 @@ pub fn replace(global: &Global, args: &ReplaceArgs) -> Result<(), CliError> {
     }
     take_out(&mut cluster, &old, Some(new.disk))?;
     let (node, path) = (old.status.node, args.new.display());
+    let up = disk_add::is_up(&mut cluster, node)?;
+    let taken = if up { disk_add::take_up(&mut cluster, node, new.disk, &new_path) } else { Ok(()) };
     let edit = match &args.config {
         Some(config) => {
             let text = edited(config, &old.status.path, &args.new)?;
@@ -134,15 +134,20 @@ pub fn replace(global: &Global, args: &ReplaceArgs) -> Result<(), CliError> {
         None if Path::new(&old.status.path) == args.new => "The configuration need not change.".to_owned(),
         None => format!("Put {path} in the place of {} in node.disks of node {node}.", old.status.path),
     };
-    output::done(
-        global,
-        &format!(
-            "{} is retired, disk {} on {path} takes its place. {edit} Then restart node {node}, and no \
-             other; the cluster serves meanwhile.",
-            old.name(),
-            new.disk
-        ),
-    )
+    let (name, disk) = (old.name(), new.disk);
+    if let Err(error) = taken {
+        let why =
+            format!("{error}. {edit} It is taken with the next start of node {node}, or by `disk add`.");
+        return Err(refused(
+            &format!("put disk {disk} at once into the place of {name}, which is retired"),
+            why,
+        ));
+    }
+    let when = match up {
+        true => "and is being filled",
+        false => "when its node starts",
+    };
+    output::done(global, &format!("{name} is retired, disk {disk} on {path} takes its place {when}. {edit}"))
 }
 
 fn refused(what: &str, why: String) -> CliError {

@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod disk;
+mod disk_add;
 pub mod disk_retire;
 pub mod doctor;
 pub mod image;

@@ -81,6 +81,9 @@ pub struct NodeArgs {
     /// Seconds after which a disk that hangs is given up [node.disk_timeout]
     #[arg(long, value_name = "SECONDS")]
     pub disk_timeout: Option<u32>,
+    /// Seconds without anything to do after which a disk is asked whether it is there; 0: never [node.disk_probe]
+    #[arg(long, value_name = "SECONDS")]
+    pub disk_probe: Option<u32>,
     /// Whether drives are polled [node.poll]
     #[arg(long, value_name = "WHEN")]
     pub poll: Option<Poll>,
@@ -135,6 +138,7 @@ impl NodeArgs {
                 transport: transport.map(|choice| choice.to_string()),
                 rdma_device: self.rdma_device.clone(),
                 disk_timeout: self.disk_timeout,
+                disk_probe: self.disk_probe,
                 poll: self.poll,
             },
         }

@@ -1,5 +1,6 @@
 //! From a configuration to the plans of a node's cores.
 
+use super::late::LatePlan;
 use super::layout;
 use super::metrics::{DataCollector, LoopCollector};
 use crate::config::{NodeConfig, Poll, host_allows_locking};
@@ -15,11 +16,14 @@ use net_tcp::TcpTransport;
 use placement::{Disk, Slice};
 use prometheus::Registry;
 use reactor::DiskIndex;
-use reactor::backend::{CoreOptions, CorePlan, CoreStats, Cpu, DiskFile, Polling, Transport, allowed_cpus};
+use reactor::backend::{
+    CoreOptions, CorePlan, CoreStats, Cpu, DiskFile, LateDisks, Polling, Transport, allowed_cpus,
+};
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 use store::StoreOptions;
 use wire::{CONTROL_CORE, CoreId, SliceId};
@@ -37,6 +41,8 @@ pub struct Assembled {
     pub plans: Vec<CorePlan>,
     /// What becomes of it.
     pub status: Arc<ControlStatus>,
+    /// How it takes further disks.
+    pub late: LatePlan,
 }
 
 /// Opens and checks everything that a node needs and plans its cores.
@@ -70,6 +76,13 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     let mut loops = Vec::new();
     let mut data = Vec::new();
     let files: Vec<Arc<DiskFile>> = disks.iter().map(|disk| disk.file.clone()).collect();
+    let late = LatePlan {
+        disks: LateDisks::behind(files.len()),
+        cluster: config.cluster,
+        node: config.id,
+        cores: hands.len() as u16,
+        dealt: Arc::new(AtomicUsize::new(slices)),
+    };
     for (index, (hand, cpu)) in hands.iter().zip(cpus).enumerate() {
         let core = CoreId(index as u16);
         let stats = Arc::<CoreStats>::default();
@@ -79,6 +92,7 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
         data.push((core, metrics.clone()));
         let options = CoreOptions {
             disks: files.clone(),
+            late_disks: late.disks.clone(),
             arena_bytes: config.buffer_bytes as usize,
             registered_bytes_max: registered,
             polling,
@@ -101,7 +115,7 @@ pub fn assemble(config: &NodeConfig) -> Result<Assembled, CliError> {
     control.problems = problems;
     control.links = Some(LinksPage::new(move || links::page(&linked)));
     plans.push(control_core(control, meta, stats, config.spin_us));
-    Ok(Assembled { plans, status })
+    Ok(Assembled { plans, status, late })
 }
 
 /// The node's disks, and what is wrong with those that it has to do without. A node starts as long as one of
@@ -154,6 +168,7 @@ fn data_core(
         store: StoreOptions { cluster: Some(config.cluster), ..StoreOptions::default() },
         scrub_bytes_per_second,
         disk_timeout_s: config.disk_timeout,
+        disk_probe_s: config.disk_probe,
         planted: Planted::default(),
     };
     let network = network(config);

@@ -5,6 +5,7 @@
 //! told to stop.
 
 mod assemble;
+mod late;
 mod layout;
 pub(crate) mod metrics;
 mod notify;
@@ -18,6 +19,7 @@ use assemble::Assembled;
 pub(crate) use assemble::locked_besides_buffers;
 use control::{Phase, StatusInner};
 use engine::CoreMsg;
+use late::Opener;
 use reactor::backend::{LaunchError, Running};
 use rustix::process::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -64,15 +66,17 @@ pub fn run(config: &NodeConfig, port_file: Option<&Path>) -> Result<(), CliError
     // Before any thread is started: signals that arrive early must not kill half a node.
     let mut signals = Signals::new([SIGINT, SIGTERM])
         .map_err(|source| CliError::Io { what: "catch signals".into(), source })?;
-    let Assembled { plans, status } = assemble::assemble(config)?;
+    let Assembled { plans, status, late } = assemble::assemble(config)?;
     let running = reactor::backend::launch(plans).map_err(|error| failed(error.to_string()))?;
     let poster = running.poster(CONTROL_CORE).ok_or_else(|| failed("it has no control core".into()))?;
+    let mut opener = Opener::new(late, poster.clone());
     let ended = watch_cores(running).map_err(|error| failed(format!("cannot watch its cores: {error}")))?;
     let mut ready = false;
     let mut stopping: Option<Deadline> = None;
     let mut end: Option<Ended> = None;
     loop {
         let now = status.get();
+        opener.look(&now.wanted_disks);
         match (&now.phase, end.take()) {
             (Phase::Failed(error), _) => return Err(failed(error.to_string())),
             (_, Some((_, Err(error)))) => return Err(failed(error.to_string())),

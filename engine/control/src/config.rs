@@ -242,6 +242,9 @@ pub struct StatusInner {
     pub session: Option<SessionId>,
     /// Slices that failed, with the reason.
     pub failed_slices: Vec<(SliceId, String)>,
+    /// Disks that the node is to take while it runs, by number of the wish: whoever assembled it opens each number once
+    /// and answers with `CoreMsg::DiskOpened`.
+    pub wanted_disks: Vec<(u64, String)>,
 }
 
 impl ControlStatus {

@@ -11,6 +11,7 @@ use crate::lease::Registrar;
 use crate::links::{Link, Linked};
 use crate::metrics::ControlMetrics;
 use crate::mirror::Mirror;
+use crate::new_disks::NewDisks;
 use crate::scrubs::Scrubs;
 use crate::server::{Asked, Me, Server};
 use crate::slow_disks::SlowDisks;
@@ -61,6 +62,7 @@ pub struct ControlCore {
     pub(crate) slow_disks: SlowDisks,
     pub(crate) registrar: Registrar,
     pub(crate) marks: Marks,
+    pub(crate) new_disks: NewDisks,
     pub(crate) authority: Mono,
     /// Drawn in advance, for the day the lease is lost.
     pub(crate) fresh: SessionId,
@@ -87,6 +89,7 @@ impl ControlCore {
             director: Director::new(config.planted),
             registrar: Registrar::new(session),
             marks: Marks::default(),
+            new_disks: NewDisks::default(),
             meta: Meta::None,
             spare: None,
             voters_seen: Revision(0),
@@ -294,7 +297,11 @@ impl ControlCore {
             CoreMsg::ListenFailed { addr, error } => {
                 self.fail(ControlError::Listen { at: addr, why: error });
             }
+            CoreMsg::DiskOpened { ticket, result } => self.disk_opened(ticket, result),
             CoreMsg::SliceOpened { slice, result } => {
+                if self.new_disks.heard(slice, result.clone()) {
+                    return;
+                }
                 if let Ok(opened) = &result {
                     self.marks.heard(slice, opened.generation);
                 }
@@ -303,6 +310,9 @@ impl ControlCore {
                 self.check_ready();
             }
             CoreMsg::SliceFailed { slice, why, extent } => {
+                if self.new_disks.heard(slice, Err(why.clone())) {
+                    return;
+                }
                 self.slice_failed(slice, &why);
                 if extent != Extent::Slice {
                     self.disk_failed(slice, &why, extent == Extent::DiskWhereSpared);
@@ -332,6 +342,7 @@ impl ControlCore {
             }
             CoreMsg::GivesAway { pg, epoch, slice } => self.wishes.add(pg, epoch, slice, Wish::GivesAway),
             CoreMsg::PeerRefused { node } => self.refused(env, node, true),
+            CoreMsg::SliceStat { slice, .. } if self.new_disks.is_strange(slice) => {}
             CoreMsg::SliceStat { slice, stat, generation } => {
                 if let Some(why) = stat.state.strip_prefix("failed") {
                     self.slice_failed(slice, why.trim_start_matches([':', ' ']));
@@ -356,6 +367,7 @@ impl ControlCore {
             | CoreMsg::Full { .. }
             | CoreMsg::Scrub { .. }
             | CoreMsg::Leavings { .. }
+            | CoreMsg::OpenSlices { .. }
             | CoreMsg::SlowFrom { .. }
             | CoreMsg::GiveUp { .. } => {
                 tracing::error!(%from, "a data core sent a message of the control core");

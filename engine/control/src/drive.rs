@@ -11,7 +11,7 @@ use consensus::{MetaNode, MetaOutput};
 use reactor::{ConnId, Env};
 use std::rc::Rc;
 use wire::control::{Change, ControlMsg, MetaReply, MetaRequest};
-use wire::{ClusterId, NodeId, Revision, SessionId, Status};
+use wire::{ClusterId, DiskUuid, NodeId, Revision, SessionId, Status};
 
 /// Changes parsed in one step: some five microseconds each with what follows from them.
 const CHANGES_PER_STEP: usize = 256;
@@ -51,6 +51,8 @@ pub enum Asker {
     Scrubs,
     /// Generations of the node's slices.
     Marks,
+    /// A disk that the running node takes.
+    NewDisk(DiskUuid),
 }
 
 /// Changes that are being taken over.
@@ -262,6 +264,7 @@ impl ControlCore {
         let live = self.view.live().get(&node).map(|live| live.session);
         let todo = self.registrar.on_tick(&self.config, now, seen, live, self.fresh);
         self.registrar_does(env, todo);
+        self.plan_new_disks(env);
         let plans = if direct { self.director.plan(&self.view, now) } else { Vec::new() };
         for plan in plans {
             self.ask(env, Asker::Director(plan.batch), plan.request);
@@ -350,6 +353,7 @@ impl ControlCore {
             Asker::Wishes(batch) => self.wishes.on_reply(&self.view, batch, &reply),
             Asker::Scrubs => self.scrubs.on_reply(&reply, now),
             Asker::Marks => self.marks.on_reply(),
+            Asker::NewDisk(disk) => self.new_disks.on_reply(disk, &reply, now),
             Asker::Stats(session) => {
                 if session == self.registrar.session() {
                     self.stats.on_reply(matches!(reply, MetaReply::Applied { .. }));

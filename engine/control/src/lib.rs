@@ -25,6 +25,7 @@ mod lease;
 mod links;
 mod metrics;
 mod mirror;
+mod new_disks;
 mod own_slices;
 mod pages;
 pub mod planted;
@@ -45,4 +46,5 @@ pub use config::{
 };
 pub use core::ControlCore;
 pub use metrics::ControlMetrics;
+pub use new_disks::{NEW_DISKS_MAX, NewDiskError};
 pub use planted::Planted;

@@ -7,12 +7,14 @@ use control::Phase;
 use control::admin::{self, PoolSpec};
 use control::claims;
 use engine::CoreMsg;
-use engine::msg::Extent;
-use placement::{DiskRecord, FailureDomain, PgRecord, Retired, SliceStat, key};
+use engine::msg::{Extent, Opened, OpenedDisk};
+use placement::{
+    Disk, DiskRecord, FailureDomain, NewDisk, PgRecord, Retired, Slice, SliceMark, SliceStat, key,
+};
 use reactor::Framing;
 use rig::*;
 use std::collections::BTreeMap;
-use wire::control::{Compare, Hello, MetaReply, MetaRequest};
+use wire::control::{Compare, Hello, MetaReply, MetaRequest, Write};
 use wire::{DiskUuid, PgId, Revision, SliceId};
 
 const PGS: usize = 16;
@@ -61,6 +63,118 @@ fn disk_record(rig: &mut Rig, client: &mut Client, disk: DiskUuid) -> (DiskRecor
     let request = MetaRequest::Range { prefix: key::disk(disk), limit: 1 };
     let MetaReply::Range { items, .. } = client.ask(rig, request) else { panic!("no range") };
     (serde_json::from_str(&items[0].value).unwrap(), items[0].mod_revision)
+}
+
+const NEW: DiskUuid = DiskUuid(77);
+const NEW_SLICES: [SliceId; 2] = [SliceId(771), SliceId(772)];
+
+/// Somebody wishes that node 2 takes a disk; how often, by now.
+fn wish(rig: &mut Rig, client: &mut Client, nodes: &[usize], ticket: u64) {
+    let new = NewDisk { path: "/dev/new".into(), refused: None };
+    let (key, value) = (key::new_disk(wire::NodeId(2), NEW), serde_json::to_string(&new).unwrap());
+    let writes = vec![Write::Put { key, value, lease: None }];
+    assert!(matches!(
+        client.ask(rig, MetaRequest::Txn { compares: vec![], writes }),
+        MetaReply::Applied { .. }
+    ));
+    let wanted = vec![(ticket, "/dev/new".to_owned())];
+    rig.until(2000, "the node to want it", |rig| rig.status(nodes[1]).wanted_disks == wanted);
+}
+
+/// It has been opened, and so have its slices, with these generations.
+fn open(rig: &mut Rig, nodes: &[usize], ticket: u64, generations: [u64; 2]) {
+    let slice = |core: u16| Slice { id: NEW_SLICES[usize::from(core)], core, size_bytes: 1 << 30 };
+    let disk = Disk { uuid: NEW, path: "/dev/new".into(), slices: vec![slice(0), slice(1)] };
+    let slices = [0, 1].map(|core| (wire::CoreId(core), Vec::new())).to_vec();
+    rig.tell(nodes[1], 0, CoreMsg::DiskOpened { ticket, result: Ok(OpenedDisk { disk, slices }) });
+    rig.run(50);
+    for ((core, slice), generation) in (0..).zip(NEW_SLICES).zip(generations) {
+        assert!(
+            !records(rig, nodes[0]).values().any(|record| record.names(slice)),
+            "nothing counts on it yet"
+        );
+        let result = Ok(Opened { size_bytes: 1 << 30, generation });
+        rig.tell(nodes[1], core, CoreMsg::SliceOpened { slice, result });
+        rig.run(50);
+    }
+}
+
+/// Why the wish was refused.
+fn refusal(rig: &mut Rig, client: &mut Client) -> Option<String> {
+    let request = MetaRequest::Range { prefix: key::NEW_DISKS.into(), limit: 1 };
+    let MetaReply::Range { items, .. } = client.ask(rig, request) else { panic!("no range") };
+    serde_json::from_str::<NewDisk>(&items.first()?.value).unwrap().refused
+}
+
+#[test]
+fn a_running_node_takes_a_disk_claims_it_and_is_given_placement_groups_for_it() {
+    let (mut rig, nodes, mut client) = cluster(&[]);
+    let session = rig.status(nodes[1]).session;
+    wish(&mut rig, &mut client, &nodes, 1);
+    open(&mut rig, &nodes, 1, [3, 4]);
+    rig.until(5000, "placement groups on it", |rig| {
+        let records = records(rig, nodes[0]);
+        NEW_SLICES.iter().all(|slice| records.values().any(|record| record.names(*slice)))
+    });
+    let (known, _) = disk_record(&mut rig, &mut client, NEW);
+    assert_eq!((known.node.0, known.slices.iter().map(|mark| mark.generation).collect()), (2, vec![3, 4]));
+    assert_eq!((refusal(&mut rig, &mut client), rig.status(nodes[1]).session), (None, session));
+    // It is the node's own now: again it is the same, and its failure counts.
+    let request = MetaRequest::Range { prefix: key::NEW_DISKS.into(), limit: 1 };
+    let MetaReply::Range { items, .. } = client.ask(&mut rig, request) else { panic!("no range") };
+    assert!(items.is_empty());
+    let why = "gone".to_owned();
+    rig.tell(nodes[1], 0, CoreMsg::SliceFailed { slice: NEW_SLICES[0], why, extent: Extent::Disk });
+    rig.until(2000, "the other slice to go", |rig| {
+        given_up(rig, nodes[1]).iter().any(|(_, s, _)| *s == NEW_SLICES[1])
+    });
+}
+
+#[test]
+fn an_older_copy_of_a_disk_gets_nothing_from_a_running_node() {
+    let (mut rig, nodes, mut client) = cluster(&[]);
+    let marks = NEW_SLICES.map(|slice| SliceMark { slice, generation: 9 }).to_vec();
+    let known =
+        DiskRecord { node: wire::NodeId(2), process: wire::SessionId(5), slices: marks, retired: None };
+    let writes = vec![claims::put(NEW, &known).unwrap()];
+    client.ask(&mut rig, MetaRequest::Txn { compares: vec![], writes });
+    wish(&mut rig, &mut client, &nodes, 1);
+    open(&mut rig, &nodes, 1, [10, 9]);
+    rig.run(500);
+    let why = refusal(&mut rig, &mut client).expect("it is refused");
+    assert!(why.contains("is an older copy of itself"), "{why}");
+    assert_eq!(given_up(&rig, nodes[1]).len(), 2, "its slices are closed");
+    assert!(!rig.core(nodes[0]).view().nodes()[&wire::NodeId(2)].disks.iter().any(|disk| disk.uuid == NEW));
+    assert_eq!(disk_record(&mut rig, &mut client, NEW).0, known, "what is remembered stays");
+    // What the closed slices still say is no failure of the node's own.
+    let why = "given up".to_owned();
+    rig.tell(nodes[1], 0, CoreMsg::SliceFailed { slice: NEW_SLICES[0], why, extent: Extent::Disk });
+    rig.run(500);
+    assert!(rig.status(nodes[1]).failed_slices.is_empty());
+}
+
+#[test]
+fn a_wish_that_is_withdrawn_leaves_nothing_behind() {
+    let (mut rig, nodes, mut client) = cluster(&[]);
+    wish(&mut rig, &mut client, &nodes, 1);
+    let key = key::new_disk(wire::NodeId(2), NEW);
+    let writes = vec![Write::Delete { key }];
+    client.ask(&mut rig, MetaRequest::Txn { compares: vec![], writes });
+    rig.until(1000, "it to be forgotten", |rig| rig.status(nodes[1]).wanted_disks.is_empty());
+    // The disk comes after all: nobody waits for it. The next wish is another one.
+    open(&mut rig, &nodes, 1, [3, 4]);
+    rig.run(500);
+    assert!(!records(&rig, nodes[0]).values().any(|record| record.names(NEW_SLICES[0])));
+    wish(&mut rig, &mut client, &nodes, 2);
+    // The same when it is half open.
+    let slice = |core: u16| Slice { id: NEW_SLICES[usize::from(core)], core, size_bytes: 1 << 30 };
+    let disk = Disk { uuid: NEW, path: "/dev/new".into(), slices: vec![slice(0), slice(1)] };
+    let result = Ok(OpenedDisk { disk, slices: Vec::new() });
+    rig.tell(nodes[1], 0, CoreMsg::DiskOpened { ticket: 2, result });
+    rig.run(50);
+    let writes = vec![Write::Delete { key: key::new_disk(wire::NodeId(2), NEW) }];
+    client.ask(&mut rig, MetaRequest::Txn { compares: vec![], writes });
+    rig.until(1000, "its slices to be closed", |rig| given_up(rig, nodes[1]).len() == 2);
 }
 
 #[test]

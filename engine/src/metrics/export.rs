@@ -83,8 +83,8 @@ fn per_core(cores: &Cores, make: impl Fn(Vec<LabelPair>, &CoreMetrics) -> Metric
 
 fn per_slice(cores: &Cores, make: impl Fn(Vec<LabelPair>, &SliceMetrics) -> Metric) -> Vec<Metric> {
     let slices =
-        cores.iter().flat_map(|(core, metrics)| metrics.slices.iter().map(move |slice| (core, slice)));
-    slices.map(|(core, slice)| make(vec![label("core", core), label("slice", slice.slice)], slice)).collect()
+        cores.iter().flat_map(|(core, metrics)| metrics.slices().into_iter().map(move |s| (core, s)));
+    slices.map(|(core, slice)| make(vec![label("core", core), label("slice", slice.slice)], &slice)).collect()
 }
 
 fn results(labels: Vec<LabelPair>, op: &OpMetrics) -> Vec<Metric> {

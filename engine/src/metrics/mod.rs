@@ -8,6 +8,7 @@ pub use export::families;
 use crate::report::{PG_STATES, PgState};
 use reactor::Mono;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use wire::{SliceId, Status};
 
 /// A number that one core writes.
@@ -157,13 +158,20 @@ pub struct SliceMetrics {
     pub device_busy_ns: Cell64,
 }
 
+impl SliceMetrics {
+    fn of(slice: SliceId) -> Arc<Self> {
+        Arc::new(Self { slice, ..Default::default() })
+    }
+}
+
 /// Everything one data core counts.
 #[derive(Default, Debug)]
 pub struct CoreMetrics {
     /// By class, see `OP_CLASSES`.
     pub ops: [OpMetrics; OP_CLASSES.len()],
-    /// Its slices.
-    pub slices: Vec<SliceMetrics>,
+    /// Its slices: those of the start, and those that have come since. Locked when one comes and when somebody looks;
+    /// who counts has its own.
+    slices: Mutex<Vec<Arc<SliceMetrics>>>,
     /// PGs this core is primary of, by state, see `PG_STATES`.
     pub pg_states: [Cell64; PG_STATES.len()],
     /// PGs this core only follows.
@@ -228,9 +236,25 @@ impl CoreMetrics {
     /// Counters for a core that owns these slices.
     pub fn new(slices: &[SliceId]) -> Self {
         Self {
-            slices: slices.iter().map(|&slice| SliceMetrics { slice, ..Default::default() }).collect(),
+            slices: Mutex::new(slices.iter().map(|slice| SliceMetrics::of(*slice)).collect()),
             ..Default::default()
         }
+    }
+
+    /// All slices' counters.
+    pub fn slices(&self) -> Vec<Arc<SliceMetrics>> {
+        self.slices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The counters of a slice, made when there are none.
+    pub fn slice(&self, slice: SliceId) -> Arc<SliceMetrics> {
+        let mut slices = self.slices.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = slices.iter().find(|known| known.slice == slice) {
+            return known.clone();
+        }
+        let new = SliceMetrics::of(slice);
+        slices.push(new.clone());
+        new
     }
 
     #[inline]

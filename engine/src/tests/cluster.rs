@@ -151,6 +151,7 @@ impl Cluster {
             },
             scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,
             disk_timeout_s: crate::config::DISK_TIMEOUT_S,
+            disk_probe_s: crate::config::DISK_PROBE_S,
             planted: self.planted,
         };
         let mut env = CoreEnv { world: self.world.clone(), node, arena: Arena::new(16 << 20).unwrap() };

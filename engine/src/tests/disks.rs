@@ -1,8 +1,8 @@
 //! Disks that fail, vanish, hang or crawl: the slice goes, its node and its PG go on.
 
 use super::cluster::*;
-use crate::disk_health::{READ_ERRORS_MAX, SLOW_OUT_TICKS};
-use crate::{CoreMsg, DISK_TIMEOUT_S};
+use crate::disk_health::{PROBES_MAX, READ_ERRORS_MAX, SLOW_OUT_TICKS};
+use crate::{CoreMsg, DISK_PROBE_S, DISK_TIMEOUT_S};
 use reactor::{ConnId, DiskError};
 use wire::Status;
 
@@ -127,6 +127,48 @@ fn a_disk_that_vanishes_goes_with_the_first_operation_that_says_so() {
         assert_eq!(cluster.slice_failed(node).unwrap(), error.to_string());
         others_take_over(&mut cluster, node, 1, 4);
     }
+}
+
+#[test]
+fn an_idle_disk_that_vanishes_hangs_or_reads_nothing_is_noticed_within_a_bound() {
+    let bound = DISK_PROBE_S + DISK_TIMEOUT_S.max(PROBES_MAX) + 3;
+    for (seed, says) in [(21, "gone"), (22, "hangs"), (23, "does not answer")] {
+        let (mut cluster, _) = clean(seed, 4);
+        // What the stores still settle.
+        cluster.pass(3_000);
+        cluster.disk(1, |disk| match seed {
+            21 => disk.broken = Some(DiskError::Gone),
+            22 => disk.hangs = true,
+            _ => disk.unreadable = Some(DiskError::Io(5)),
+        });
+        cluster.pass(u64::from(DISK_PROBE_S) * 1000 / 2);
+        assert_eq!(cluster.slice_failed(1), None, "nobody has asked it anything");
+        cluster.pass(u64::from(bound) * 1000 - u64::from(DISK_PROBE_S) * 1000 / 2);
+        let why = cluster.slice_failed(1).unwrap_or_else(|| panic!("{says}: unnoticed after {bound} s"));
+        assert!(why.contains(says), "{why}");
+        others_take_over(&mut cluster, 1, 0, 4);
+    }
+}
+
+#[test]
+fn an_idle_disk_reads_one_block_per_interval_and_a_busy_one_nothing_beside_its_work() {
+    let (mut cluster, conn) = clean(24, 4);
+    cluster.pass(3_000);
+    let ops = |c: &Cluster| c.nodes[&0].core.metrics.slices()[0].device_ops.get();
+    let before = ops(&cluster);
+    cluster.pass(u64::from(DISK_PROBE_S) * 10_000);
+    let probes = ops(&cluster) - before;
+    assert!((9..=10).contains(&probes), "{probes} operations in ten intervals");
+    // A read now and then shows as much.
+    assert_eq!(cluster.get(conn, 1, 0), 1);
+    cluster.pass(1_000);
+    let before = ops(&cluster);
+    for _ in 0..20 {
+        cluster.pass(u64::from(DISK_PROBE_S) * 500);
+        assert_eq!(cluster.get(conn, 1, 0), 1);
+    }
+    cluster.pass(1_000);
+    assert_eq!(ops(&cluster) - before, 20);
 }
 
 #[test]

@@ -19,6 +19,17 @@ const STEPS_MAX: usize = 100_000;
 /// other stores' completions have to do.
 #[test]
 fn a_store_refused_by_the_shared_disk_queue_is_flushed_again() {
+    all_open_and_close(0);
+}
+
+/// Slices that come while the core runs open beside those that it has; one that it has is refused.
+#[test]
+fn slices_that_come_later_open_beside_the_others_and_none_comes_twice() {
+    all_open_and_close(2);
+}
+
+/// A core of four slices, so many of which come when the others are open.
+fn all_open_and_close(later: usize) {
     const SLICES: u64 = 4;
     let plan = DiskPlan {
         cluster: CLUSTER,
@@ -40,15 +51,18 @@ fn a_store_refused_by_the_shared_disk_queue_is_flushed_again() {
     world.borrow_mut().disks.insert(0, disk);
     world.borrow_mut().disk_room = 1;
     let slices = layout.slices.iter().map(|s| SliceConfig { disk: DiskIndex(0), geometry: s.geometry() });
+    let mut slices: Vec<SliceConfig> = slices.collect();
+    let mut late = slices.split_off(SLICES as usize - later);
     let config = DataCoreConfig {
         cluster: CLUSTER,
         node: NodeId(1),
         listen: addr(0),
-        slices: slices.collect(),
-        metrics: Arc::new(CoreMetrics::new(&plan.slices)),
+        slices: slices.clone(),
+        metrics: Arc::new(CoreMetrics::new(&[])),
         store: StoreOptions::default(),
         scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,
         disk_timeout_s: crate::config::DISK_TIMEOUT_S,
+        disk_probe_s: crate::config::DISK_PROBE_S,
         planted: Planted::none(),
     };
     let mut env = CoreEnv { world: world.clone(), node: 0, arena: Arena::new(16 << 20).unwrap() };
@@ -76,6 +90,26 @@ fn a_store_refused_by_the_shared_disk_queue_is_flushed_again() {
     };
     let all = |life: SliceLife| move |core: &DataCore| core.slices.iter().all(|slice| slice.life == life);
     assert!(run(&mut core, &mut env, &all(SliceLife::Open)), "a slice never opens");
+    if later > 0 {
+        late.push(slices[0]);
+        core.event(
+            &mut env,
+            Event::Mesh { from: CONTROL_CORE, msg: CoreMsg::OpenSlices { slices: late }.into_mesh() },
+        );
+        core.flush(&mut env);
+        assert!(run(&mut core, &mut env, &all(SliceLife::Open)), "a late slice never opens");
+        let heard = |world: &World| {
+            let opened = world.told.iter().filter_map(|(_, msg)| match msg {
+                CoreMsg::SliceOpened { slice, result } => Some((*slice, result.is_ok())),
+                _ => None,
+            });
+            opened.collect::<Vec<_>>()
+        };
+        let heard = heard(&world.borrow());
+        assert_eq!(heard.iter().filter(|(_, fine)| *fine).count() as u64, SLICES, "{heard:?}");
+        assert!(heard.contains(&(slices[0].geometry.slice, false)), "the same slice twice: {heard:?}");
+        assert_eq!(core.metrics.slices().len() as u64, SLICES);
+    }
     core.event(&mut env, Event::Mesh { from: CONTROL_CORE, msg: CoreMsg::Stop.into_mesh() });
     core.flush(&mut env);
     assert!(run(&mut core, &mut env, &all(SliceLife::Closed)), "a slice never closes");

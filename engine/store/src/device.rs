@@ -1,10 +1,14 @@
 //! What the store knows of its device: how long operations take, which is the oldest, and how to go on
 //! without it.
 
-use reactor::{Env, Mono};
+use reactor::{DiskError, DiskOp, Env, Mono};
+use wire::BLOCK_BYTES;
 
 use crate::store::{Life, OpKind, Ops, SliceStore};
 use crate::types::StoreError;
+
+/// Copies of a slice's superblock, in its first blocks.
+const SUPER_COPIES: u64 = 2;
 
 impl Ops {
     /// Operations that the device has.
@@ -49,6 +53,29 @@ impl SliceStore {
     pub fn device_use(&self, env: &dyn Env) -> (u64, u64) {
         let running = if self.ops.under_way() > 0 { env.now().since(self.ops.busy_since) } else { 0 };
         (self.counters.device_ops, self.counters.device_busy_ns + running)
+    }
+
+    /// Reads one copy of the superblock, so that a device that nobody uses shows whether it is still there. The other
+    /// copy after one that could not be read: one bad sector is no dead device. Nothing is written, and nothing is done
+    /// while the device has something to do anyway.
+    pub fn probe(&mut self, env: &mut dyn Env) {
+        let idle = self.ops.under_way() == 0 && !self.has_backlog();
+        if self.life != Life::Running || !idle {
+            return;
+        }
+        let Some(buf) = Self::buffer(env, BLOCK_BYTES) else { return };
+        let copy = u64::from(self.counters.probes_failed) % SUPER_COPIES;
+        let op = DiskOp::Read { offset: self.byte_of(copy), buf };
+        self.submit(env, OpKind::Probe, op);
+    }
+
+    pub(crate) fn probed(&mut self, result: Result<(), DiskError>) {
+        self.counters.probes_failed = if result.is_ok() { 0 } else { self.counters.probes_failed + 1 };
+    }
+
+    /// Probes in a row that could not read anything, up to the last one.
+    pub fn probes_failed(&self) -> u32 {
+        self.counters.probes_failed
     }
 
     /// Why the store has stopped by itself, if it has.

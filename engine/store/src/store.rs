@@ -38,6 +38,8 @@ pub(crate) enum OpKind {
     CheckpointFlush,
     /// A superblock copy.
     Super,
+    /// A read of a superblock copy by which the device shows that it is there.
+    Probe,
     /// Something of the opening; what it is, is the opening's business.
     Open { a: u32, b: u32 },
 }
@@ -66,6 +68,8 @@ pub(crate) struct Counters {
     pub(crate) device_ops: u64,
     pub(crate) device_wait_ns: u64,
     pub(crate) device_busy_ns: u64,
+    /// Probes that have failed since the last one that did not.
+    pub(crate) probes_failed: u32,
 }
 
 /// Operations in flight and those that wait for room.
@@ -225,6 +229,7 @@ impl SliceStore {
                 self.recycle(bufs);
                 self.super_written(env, result);
             }
+            (OpKind::Probe, _) => self.probed(result),
             (OpKind::Open { a, b }, op) => self.opening_event(env, a, b, result, op),
             _ => {}
         }

@@ -8,6 +8,7 @@ use super::clock;
 use super::disk::Disks;
 use super::disk_file::DiskFile;
 use super::idle::{PREEMPTED_NS, SpinPolicy, Spun};
+use super::late_disks::LateDisks;
 use super::mesh::{MeshEnd, Poster};
 use super::polled::{PollRing, Polling};
 use super::ring::{Class, Completion, Ring};
@@ -82,6 +83,8 @@ pub enum CoreError {
 pub struct CoreOptions {
     /// Its disks, in the order of `DiskIndex`.
     pub disks: Vec<Arc<DiskFile>>,
+    /// Disks that come while it runs.
+    pub late_disks: LateDisks,
     /// Size of its arena. Memory is taken when first used.
     pub arena_bytes: usize,
     /// At most so much of the arena, from its start, is registered with the kernel, which takes that
@@ -104,6 +107,7 @@ impl Default for CoreOptions {
     fn default() -> Self {
         Self {
             disks: Vec::new(),
+            late_disks: LateDisks::default(),
             arena_bytes: 64 << 20,
             registered_bytes_max: 4 << 20,
             polling: Polling::Never,
@@ -146,7 +150,7 @@ impl CoreEnv {
             polled.register_arena(&arena, options.registered_bytes_max);
             ring.register_arena(&arena, options.registered_bytes_max);
         }
-        let disks = Disks::new(options.disks, polled, &mut ring, stats.clone());
+        let disks = Disks::new(options.disks, options.late_disks, polled, &mut ring, stats.clone());
         let mut env = Self {
             ring,
             transport,

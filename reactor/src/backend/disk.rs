@@ -2,6 +2,7 @@
 
 use super::core::CoreError;
 use super::disk_file::DiskFile;
+use super::late_disks::LateDisks;
 use super::polled::PollRing;
 use super::ring::{Class, Completion, Ring};
 use super::stats::CoreStats;
@@ -48,6 +49,9 @@ pub(crate) struct Disks {
     /// Before what the kernel reads and writes through it.
     polled: PollRing,
     files: Vec<Arc<DiskFile>>,
+    /// Those that came while the core runs are behind these.
+    registered: usize,
+    late: LateDisks,
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Operations in flight, by disk.
@@ -66,6 +70,7 @@ enum Next {
 impl Disks {
     pub(crate) fn new(
         files: Vec<Arc<DiskFile>>,
+        late: LateDisks,
         polled: PollRing,
         ring: &mut Ring,
         stats: Arc<CoreStats>,
@@ -76,6 +81,8 @@ impl Disks {
             polled,
             in_flight_of: vec![0; files.len()],
             share,
+            registered: files.len(),
+            late,
             files,
             slots: (0..slots).map(|_| Slot::default()).collect(),
             free: (0..slots as u32).rev().collect(),
@@ -88,7 +95,30 @@ impl Disks {
     }
 
     pub(crate) fn info(&self, disk: DiskIndex) -> Option<DiskInfo> {
-        self.files.get(usize::from(disk.0)).map(|file| file.info())
+        match self.files.get(usize::from(disk.0)) {
+            Some(file) => Some(file.info()),
+            None => self.late.get(disk).map(|file| file.info()),
+        }
+    }
+
+    /// Takes the disks up to this one over that have come since; each brings room of its own. They are used by their
+    /// descriptors: the kernel's table of registered files has no place for more.
+    fn adopt(&mut self, disk: DiskIndex) {
+        while self.files.len() <= usize::from(disk.0)
+            && let Some(file) =
+                u16::try_from(self.files.len()).ok().and_then(|at| self.late.get(DiskIndex(at)))
+        {
+            self.files.push(file);
+            self.in_flight_of.push(0);
+            let from = self.slots.len();
+            self.slots.resize_with(from + OPS_PER_DISK_MIN, Slot::default);
+            self.free.extend((from..self.slots.len()).rev().map(|index| index as u32));
+        }
+    }
+
+    /// The most operations that a disk may have.
+    fn share_of(&self, disk: usize) -> usize {
+        if disk < self.registered { self.share } else { OPS_PER_DISK_MIN }
     }
 
     /// Starts an operation. One that cannot even start completes with an error through `events`.
@@ -113,7 +143,11 @@ impl Disks {
             return Ok(());
         }
         let at = usize::from(disk.0);
-        let Some(count) = self.in_flight_of.get_mut(at).filter(|count| **count < self.share) else {
+        if at >= self.files.len() {
+            self.adopt(disk);
+        }
+        let share = self.share_of(at);
+        let Some(count) = self.in_flight_of.get_mut(at).filter(|count| **count < share) else {
             return Err((Full, op));
         };
         let Some(index) = self.free.pop() else { return Err((Full, op)) };
@@ -133,7 +167,7 @@ impl Disks {
         let polled = self.polled.takes(usize::from(op.disk.0), &op.op);
         op.polled = polled.is_some();
         let ring = polled.unwrap_or(ring);
-        let entry = if ring.knows_files() {
+        let entry = if ring.knows_files() && usize::from(op.disk.0) < self.registered {
             let index = types::Fd(i32::from(op.disk.0));
             build(op, iovecs, ring, index, file.info()).flags(squeue::Flags::FIXED_FILE)
         } else {

@@ -17,6 +17,7 @@ mod foreign;
 mod heap;
 mod host_thread;
 mod idle;
+mod late_disks;
 mod launch;
 mod links;
 mod mesh;
@@ -35,6 +36,7 @@ pub use self::disk_file::{DiskFile, DiskOpenError};
 pub use self::foreign::ForeignCore;
 pub use self::heap::{CountingHeap, allocations_of_this_thread};
 pub use self::host_thread::HostThread;
+pub use self::late_disks::{LATE_DISKS_MAX, LateDisks, TooManyDisks};
 pub use self::launch::{
     CorePlan, Cpu, LaunchError, Running, ServiceFactory, TransportFactory, allowed_cpus, launch,
 };

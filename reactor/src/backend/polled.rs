@@ -136,6 +136,7 @@ impl PollRing {
 mod tests {
     use super::super::clock::mono;
     use super::super::disk::Disks;
+    use super::super::late_disks::LateDisks;
     use super::super::stats::CoreStats;
     use super::*;
     use crate::env::{DiskIndex, Event, Token};
@@ -154,7 +155,7 @@ mod tests {
         second.register_files(&files.iter().map(|file| file.fd()).collect::<Vec<_>>());
         polled.ring = Some(second);
         polled.disks = vec![Polled { polls: true, durable: true }];
-        let disks = Disks::new(files, polled, &mut ring, stats.clone());
+        let disks = Disks::new(files, LateDisks::default(), polled, &mut ring, stats.clone());
         (disks, ring, stats)
     }
 

@@ -115,6 +115,20 @@ fn a_node_drained_of_primaries_gives_them_away_at_once_and_gets_them_back_when_i
 }
 
 #[test]
+fn a_disk_that_is_registered_later_is_given_pgs_and_led_ones_too() {
+    let mut world = World::new(3, 3, 2);
+    world.live_on(1500);
+    let (disk, slices) = (wire::DiskUuid(33), [32, 33].map(wire::SliceId));
+    world.add_disk(3, disk, slices);
+    world.live_on(10_000);
+    for slice in slices {
+        let (held, led) = world.held_by(slice);
+        assert!((1..=3).contains(&held) && led <= held, "slice {slice} has {held} of 2 PGs and leads {led}");
+    }
+    assert_eq!(world.copies_of(3), PGS as usize);
+}
+
+#[test]
 fn a_drained_node_gives_its_primaries_away_while_another_is_down_and_keeps_what_nobody_else_can_serve() {
     let mut world = World::new(3, 3, 1);
     world.live_on(1500);

@@ -217,6 +217,21 @@ impl World {
         ]);
     }
 
+    /// A node that runs registers a further disk.
+    pub fn add_disk(&mut self, id: u64, uuid: DiskUuid, slices: [SliceId; 2]) {
+        let mut node = self.view.nodes()[&NodeId(id)].clone();
+        let slice = |id| Slice { id, core: 0, size_bytes: 1 << 30 };
+        node.disks.push(Disk { uuid, path: String::new(), slices: slices.map(slice).to_vec() });
+        self.put(&key::node(NodeId(id)), &node);
+    }
+
+    /// PGs that a slice holds, and how many of them it leads.
+    pub fn held_by(&self, slice: SliceId) -> (usize, usize) {
+        let records = || self.view.pgs().values().map(|entry| &entry.record);
+        let held = records().filter(|record| record.in_sync.contains(&slice)).count();
+        (held, records().filter(|record| record.primary == Some(slice)).count())
+    }
+
     /// The process says that it is about to stop.
     pub fn leave(&mut self, id: u64) {
         if let Some(live) = self.view.live().get(&NodeId(id)).cloned() {
