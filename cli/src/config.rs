@@ -7,6 +7,7 @@
 
 use crate::units::ByteSize;
 use net_rdma::{Choice, ChoiceError};
+use reactor::backend::Access;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -190,6 +191,33 @@ section! {
         #[example = "\"never\""]
         #[default = "auto"]
         poll: Poll,
+        /// How NVMe drives are read and written: `block` through the kernel's block layer, `passthrough` with NVMe
+        /// commands of Drystone's own (io_uring commands; Linux 6.8 or later). Then every disk of the node has to be an
+        /// NVMe namespace, or a partition of one, with a generic character device (`/dev/ng0n1`) and sectors without
+        /// metadata: one that is not is refused. The node needs CAP_SYS_ADMIN, or write access to those devices.
+        #[example = "\"passthrough\""]
+        #[default = "block"]
+        nvme: Nvme,
+    }
+}
+
+/// How NVMe drives are read and written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Nvme {
+    /// Through the block layer.
+    #[default]
+    Block,
+    /// With commands of our own.
+    Passthrough,
+}
+
+impl From<Nvme> for Access {
+    fn from(nvme: Nvme) -> Self {
+        match nvme {
+            Nvme::Block => Self::Block,
+            Nvme::Passthrough => Self::Passthrough,
+        }
     }
 }
 
@@ -280,6 +308,8 @@ pub struct NodeConfig {
     pub disk_timeout: u32,
     /// Whether drives are polled.
     pub poll: Poll,
+    /// How disks are read and written.
+    pub nvme: Nvme,
 }
 
 /// Why a configuration cannot be used. Every message names the key.
@@ -378,6 +408,7 @@ impl ConfigFile {
             rdma_device: node.rdma_device,
             disk_timeout: node.disk_timeout.unwrap_or(engine::DISK_TIMEOUT_S),
             poll: node.poll.unwrap_or_default(),
+            nvme: node.nvme.unwrap_or_default(),
         };
         config.check()?;
         Ok(config)

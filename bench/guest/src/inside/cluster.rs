@@ -160,6 +160,15 @@ impl Nodes {
         times.sum::<Result<Duration, _>>().map_err(GuestError::io("read the nodes' CPU time"))
     }
 
+    /// Whether a node has a file open whose path begins like this.
+    pub fn has_open(&self, index: usize, path: &str) -> Result<bool, GuestError> {
+        let missing = || GuestError::Missing(format!("the process of node {}", index + 1));
+        let dir = format!("/proc/{}/fd", self.fleet.pid(index).ok_or_else(missing)?);
+        let entries = std::fs::read_dir(&dir).map_err(GuestError::io(format!("list {dir}")))?;
+        let mut targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        Ok(targets.any(|target| target.to_string_lossy().starts_with(path)))
+    }
+
     /// Kills a node.
     pub fn kill(&mut self, index: usize) -> Result<(), GuestError> {
         Ok(self.fleet.kill(index)?)
