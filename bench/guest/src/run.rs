@@ -144,7 +144,13 @@ impl<'a> Run<'a> {
         }
         if !ordinary.is_empty() {
             let drives = make(&TEST_DRIVES, &self.dir)?;
-            self.orderly(&Boot { name: "tests".into(), drives: &drives, cuts: 0, flags: &[], tests: ordinary })?;
+            self.orderly(&Boot {
+                name: "tests".into(),
+                drives: &drives,
+                cuts: 0,
+                flags: &[],
+                tests: ordinary,
+            })?;
         }
         for plan in CUT_PLANS.iter().filter(|_| with_cuts) {
             self.power_cuts(plan)?;

@@ -177,7 +177,9 @@ impl Real {
             if file.seek(SeekFrom::End(0)).map_err(|e| e.to_string())? != bytes {
                 continue;
             }
-            file.rewind().and_then(|()| file.write_all(&vec![0; bytes as usize])).map_err(|e| e.to_string())?;
+            file.rewind()
+                .and_then(|()| file.write_all(&vec![0; bytes as usize]))
+                .map_err(|e| e.to_string())?;
             file.sync_all().map_err(|e| e.to_string())?;
             drop(file);
             self.used.push(path.clone());
