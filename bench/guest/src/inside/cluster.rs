@@ -42,13 +42,8 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Prepares disks where that has not been done and starts a node for each list of them. Nodes' files are in
-    /// `dir`.
-    pub fn start(context: &Context, dir: &Path, disks: &[Vec<PathBuf>]) -> Result<Self, GuestError> {
-        Self::start_with(context, dir, disks, 0, &[])
-    }
-
-    /// The same with further flags of `drystone node`. Disks that do not exist are made as files of `disk_bytes`.
+    /// Prepares disks where that has not been done and starts a node for each list of them, with further flags of
+    /// `drystone node`. Nodes' files are in `dir`. Disks that do not exist are made as files of `disk_bytes`.
     pub fn start_with(
         context: &Context,
         dir: &Path,

@@ -50,7 +50,9 @@ pub fn disks_pass_the_conformance_suite(_: &Context) -> Result<(), GuestError> {
                 ran.set(ran.get() + usize::from(wanted));
                 wanted
             });
-            demand(failed.is_empty() && ran.get() > 0, || format!("{host:?} {access:?} {polling:?}: {failed:#?}"))?;
+            demand(failed.is_empty() && ran.get() > 0, || {
+                format!("{host:?} {access:?} {polling:?}: {failed:#?}")
+            })?;
         }
     }
     Ok(())

@@ -50,7 +50,7 @@ pub const UNTIL_THE_CUT: &str = "a_cluster_writes_until_the_power_is_cut";
 const ORDINARY: &[Phase] = &[Phase::Tests];
 
 /// All tests, in the order in which a boot runs them.
-pub const TESTS: [Test; 29] = [
+pub const TESTS: [Test; 30] = [
     Test {
         name: "modules_load",
         about: "rdma_rxe, rdma_ucm and nvme load and make their devices",
@@ -188,6 +188,12 @@ pub const TESTS: [Test; 29] = [
         about: "the interface of RDMA goes down under I/O: TCP, then RDMA again",
         phases: ORDINARY,
         run: fabric::a_link_goes_down_and_tcp_takes_over_until_it_is_back,
+    },
+    Test {
+        name: "a_device_is_removed_and_tcp_takes_over",
+        about: "rdma link delete under I/O: everybody lets go of the device and goes on over TCP",
+        phases: ORDINARY,
+        run: fabric::a_device_is_removed_and_tcp_takes_over,
     },
     Test {
         name: "forged_offers_harm_nobody",
