@@ -516,6 +516,48 @@ mod tests {
         }
     }
 
+    fn read_of(arena: &Arena, bytes: usize) -> InFlight {
+        let op = DiskOp::Read { offset: 0, buf: arena.alloc(bytes).unwrap() };
+        InFlight { disk: DiskIndex(0), token: Token(0), op, done: 0, asked: 0, retries: 0, polled: false }
+    }
+
+    #[test]
+    fn commands_that_are_cancelled_go_again_a_little_later_and_not_for_ever() {
+        let arena = Arena::new(1 << 20).unwrap();
+        let mut one = read_of(&arena, 8192);
+        one.asked = 4096;
+        assert!(matches!(judge_command(&mut one, -libc::EINTR), Next::Later));
+        assert!(matches!(judge_command(&mut one, 0x008), Next::Later));
+        assert_eq!(one.done, 0);
+        assert!(matches!(judge_command(&mut one, 0), Next::Again));
+        assert!(matches!(judge_command(&mut one, 0), Next::Done(Ok(()))));
+        let bad = DiskError::Io(libc::ENODATA);
+        assert!(matches!(judge_command(&mut read_of(&arena, 4096), 0x281), Next::Done(Err(e)) if e == bad));
+        let mut stuck = read_of(&arena, 4096);
+        let turns =
+            (0..).take_while(|_| matches!(judge_command(&mut stuck, -libc::EINTR), Next::Later)).count();
+        assert_eq!(turns, usize::from(RETRIES_MAX));
+        let mut discard = InFlight { op: DiskOp::Discard { offset: 0, len: 4096 }, ..read_of(&arena, 4096) };
+        assert!(matches!(judge_command(&mut discard, 0x4002), Next::Done(Ok(()))));
+    }
+
+    #[test]
+    fn a_vector_is_cut_off_where_a_command_ends() {
+        let base = std::ptr::null_mut::<libc::c_void>();
+        let of = |lens: &[usize]| -> Vec<libc::iovec> {
+            lens.iter().map(|len| libc::iovec { iov_base: base, iov_len: *len }).collect()
+        };
+        for (lens, max, left) in [
+            (&[4096, 8192][..], 16384, &[4096, 8192][..]),
+            (&[4096, 8192, 4096], 8192, &[4096, 4096]),
+            (&[4096, 8192, 4096], 12288, &[4096, 8192]),
+        ] {
+            let mut iovecs = of(lens);
+            assert_eq!(cut(&mut iovecs, max), left.iter().sum::<usize>());
+            assert_eq!(iovecs.iter().map(|iovec| iovec.iov_len).collect::<Vec<_>>(), left);
+        }
+    }
+
     #[test]
     fn short_transfers_go_on_and_errors_are_told_apart() {
         let arena = Arena::new(1 << 20).unwrap();

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::drive::Drive;
-use super::system::{LIMIT, Mount, text};
+use super::system::{LIMIT, Mount};
 use crate::error::{GuestError, demand};
 use cli::deadline::{Deadline, Stopwatch};
 use reactor::backend::{
@@ -28,8 +28,6 @@ const BLOCK: usize = wire::BLOCK_BYTES;
 /// How long each figure is measured, and at which depths.
 const MEASURED: Duration = Duration::from_secs(2);
 const DEPTHS: [u64; 2] = [1, 32];
-/// Operations around a reset of the controller.
-const AROUND_A_RESET: u64 = 600;
 /// Bytes of an operation that is larger than any command.
 const LARGE: usize = 3 << 20;
 
@@ -204,35 +202,6 @@ fn said(error: impl std::fmt::Display) -> GuestError {
     GuestError::Demand(error.to_string())
 }
 
-/// The controller is reset under commands: whatever that cancels is sent again, as the block layer does.
-pub fn commands_survive_a_reset_of_the_controller(_: &Context) -> Result<(), GuestError> {
-    fn pattern(block: u64) -> u8 {
-        block as u8 | 1
-    }
-    let drive = Drive::with_serial("loop")?;
-    let part = drive.partition(3)?;
-    let reset = drive.controller.join("reset_controller");
-    for polling in [Polling::Never, Polling::Auto] {
-        for write in [true, false] {
-            let load =
-                Load { expected: Some(pattern), ..Load::of(write, BLOCK, AROUND_A_RESET * BLOCK as u64) };
-            let mut bench = Bench::start(&part, (Access::Passthrough, polling), load, 16)?;
-            bench.turn_until("operations before a reset", |load| load.done >= AROUND_A_RESET)?;
-            // Returns when the controller is up again; what it cancels is told when the loop turns.
-            let before = bench.core.service().done;
-            let path = reset.clone();
-            let resetting = std::thread::Builder::new().spawn(move || std::fs::write(path, "1"));
-            let resetting = resetting.map_err(GuestError::io("start a thread"))?;
-            bench.turn_until("operations during a reset", |_| resetting.is_finished())?;
-            let outcome = resetting.join().map_err(|_| GuestError::Demand("a reset has panicked".into()))?;
-            outcome.map_err(GuestError::io("reset the controller"))?;
-            let enough = before.max(bench.core.service().done) + AROUND_A_RESET;
-            bench.turn_until("operations after a reset", |load| load.done >= enough)?;
-        }
-    }
-    Ok(())
-}
-
 /// Operations that no single command can do come back whole.
 pub fn large_operations_are_made_of_several_commands(_: &Context) -> Result<(), GuestError> {
     fn pattern(piece: u64) -> u8 {
@@ -249,18 +218,6 @@ pub fn large_operations_are_made_of_several_commands(_: &Context) -> Result<(), 
     Ok(())
 }
 
-/// Processor time of the whole machine that was not idle, in seconds.
-fn busy_seconds() -> Result<f64, GuestError> {
-    /// The kernel's unit there.
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let all = text("/proc/stat")?;
-    let ticks = all.lines().next().unwrap_or_default().split_whitespace().skip(1);
-    let ticks: Vec<f64> = ticks.filter_map(|field| field.parse().ok()).collect();
-    // The fourth and fifth are idle, and idle while waiting for a device.
-    let idle: f64 = ticks.iter().skip(3).take(2).sum();
-    Ok((ticks.iter().take(8).sum::<f64>() - idle) / TICKS_PER_SECOND)
-}
-
 /// Not a test of speed: says what each way costs, in one boot, one after the other.
 pub fn ways_to_a_drive_are_compared(context: &Context) -> Result<(), GuestError> {
     let part = Drive::with_serial("loop")?.partition(3)?;
@@ -272,23 +229,21 @@ pub fn ways_to_a_drive_are_compared(context: &Context) -> Result<(), GuestError>
                 let watch = Stopwatch::start();
                 let own =
                     || cli::procfs::cpu_time(std::process::id()).map_err(GuestError::io("read CPU time"));
-                let (before, busy, cpu) = (bench.core.service().done, busy_seconds()?, own()?.total());
+                let (before, cpu) = (bench.core.service().done, own()?.total());
                 let enters = bench.stats.enters.get();
                 let deadline = Deadline::after(MEASURED);
                 bench.turn_until("measured operations", |_| deadline.passed())?;
                 let ops = (bench.core.service().done - before) as f64;
-                let (busy, cpu) = (busy_seconds()? - busy, own()?.total().saturating_sub(cpu));
+                let cpu = own()?.total().saturating_sub(cpu);
                 let polled = bench.stats.polled_ops.get() > 0;
                 demand(polled == (way.1 == Polling::Auto), || format!("{way:?} polled: {polled}"))?;
                 let line = format!(
-                    "figure {} depth {depth} {:?} {}: {:.0} IOPS, CPU {:.0} us per operation of the process and {:.0} us \
-                     of the machine, {:.2} system calls per operation",
+                    "figure {} depth {depth} {:?} {}: {:.0} IOPS, CPU {:.1} us and {:.2} system calls per operation",
                     if write { "write" } else { "read" },
                     way.0,
                     if polled { "polled" } else { "interrupting" },
                     ops / watch.elapsed().as_secs_f64(),
                     cpu.as_secs_f64() * 1e6 / ops,
-                    busy * 1e6 / ops,
                     (bench.stats.enters.get() - enters) as f64 / ops,
                 );
                 super::say(&context.share, &line)?;

@@ -50,7 +50,7 @@ pub const UNTIL_THE_CUT: &str = "a_cluster_writes_until_the_power_is_cut";
 const ORDINARY: &[Phase] = &[Phase::Tests];
 
 /// All tests, in the order in which a boot runs them.
-pub const TESTS: [Test; 30] = [
+pub const TESTS: [Test; 29] = [
     Test {
         name: "modules_load",
         about: "rdma_rxe, rdma_ucm and nvme load and make their devices",
@@ -152,12 +152,6 @@ pub const TESTS: [Test; 30] = [
         about: "operations larger than a command's limit, written on one way and read on another",
         phases: ORDINARY,
         run: commands::large_operations_are_made_of_several_commands,
-    },
-    Test {
-        name: "commands_survive_a_reset_of_the_controller",
-        about: "what a reset cancels is sent again",
-        phases: ORDINARY,
-        run: commands::commands_survive_a_reset_of_the_controller,
     },
     Test {
         name: "ways_to_a_drive_are_compared",
