@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn only_whole_sectors_are_named() {
-        let file = File::open("/dev/null").unwrap();
+        let file = tempfile::tempfile().unwrap();
         let part = Namespace {
             file,
             id: 1,

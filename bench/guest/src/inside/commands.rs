@@ -28,6 +28,8 @@ const BLOCK: usize = wire::BLOCK_BYTES;
 /// How long each figure is measured, and at which depths.
 const MEASURED: Duration = Duration::from_secs(2);
 const DEPTHS: [u64; 2] = [1, 32];
+/// Pieces between one operation and the next. Odd, so that all pieces are used where their number is a power of two.
+const STRIDE: u64 = 1021;
 /// Bytes of an operation that is larger than any command.
 const LARGE: usize = 3 << 20;
 
@@ -98,8 +100,13 @@ impl Load {
         Self { write, bytes, span, next: 0, done: 0, under_way: 0, failed: None, expected, wrong: None }
     }
 
+    /// Where an operation goes: never beside the one before, or the block layer would make one request of both.
+    fn piece(&self, number: u64) -> u64 {
+        number * STRIDE % (self.span / self.bytes as u64)
+    }
+
     fn submit(&mut self, env: &mut dyn Env, mut buf: IoBuf) {
-        let offset = self.next * self.bytes as u64 % self.span;
+        let offset = self.piece(self.next) * self.bytes as u64;
         let number = self.next;
         self.next += 1;
         self.under_way += 1;
@@ -128,7 +135,7 @@ impl Service for Load {
             self.failed = Some(error);
             return;
         }
-        let number = token.0 * self.bytes as u64 % self.span / self.bytes as u64;
+        let number = self.piece(token.0);
         let buf = match op {
             DiskOp::Read { buf, .. } => {
                 let fits =
