@@ -46,7 +46,7 @@ fn serve_from_partitions(context: &Context, flags: &[&str]) -> Result<(), GuestE
     let nodes = Nodes::start_with(context, files.path(), &disks, 0, flags)?;
     for index in 0..disks.len() {
         let generic = nodes.has_open(index, GENERIC)?;
-        demand(generic == !flags.is_empty(), || format!("node {} uses the other path", index + 1))?;
+        demand(generic != flags.is_empty(), || format!("node {} uses the other path", index + 1))?;
     }
     nodes.make_pool()?;
     nodes.round_trip(IMAGE, Path::new("/dev/shm"))?;
