@@ -7,6 +7,7 @@
 
 use crate::units::ByteSize;
 use net_rdma::{Choice, ChoiceError};
+use reactor::backend::Access;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -198,6 +199,34 @@ section! {
         #[example = "\"never\""]
         #[default = "auto"]
         poll: Poll,
+        /// How NVMe drives are read and written: `block` through the kernel's block layer, `passthrough` with NVMe
+        /// commands of Drystone's own (io_uring commands; Linux 6.8 or later). Then every disk of the node has to be an
+        /// NVMe namespace, or a partition of one, with a generic character device (`/dev/ng0n1`) and sectors without
+        /// metadata: one that is not is refused. A disk that a running node takes goes through the block layer until
+        /// its restart. The node needs CAP_SYS_ADMIN, or write access to those devices.
+        #[example = "\"passthrough\""]
+        #[default = "block"]
+        nvme: Nvme,
+    }
+}
+
+/// How NVMe drives are read and written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Nvme {
+    /// Through the block layer.
+    #[default]
+    Block,
+    /// With commands of our own.
+    Passthrough,
+}
+
+impl From<Nvme> for Access {
+    fn from(nvme: Nvme) -> Self {
+        match nvme {
+            Nvme::Block => Self::Block,
+            Nvme::Passthrough => Self::Passthrough,
+        }
     }
 }
 
@@ -290,6 +319,8 @@ pub struct NodeConfig {
     pub disk_probe: u32,
     /// Whether drives are polled.
     pub poll: Poll,
+    /// How disks are read and written.
+    pub nvme: Nvme,
 }
 
 /// Why a configuration cannot be used. Every message names the key.
@@ -389,6 +420,7 @@ impl ConfigFile {
             disk_timeout: node.disk_timeout.unwrap_or(engine::DISK_TIMEOUT_S),
             disk_probe: node.disk_probe.unwrap_or(engine::DISK_PROBE_S),
             poll: node.poll.unwrap_or_default(),
+            nvme: node.nvme.unwrap_or_default(),
         };
         config.check()?;
         Ok(config)

@@ -4,7 +4,7 @@
 //! touched. Superblocks are read and written through a second, ordinary file handle.
 
 use crate::error::{CliError, DiskProblem};
-use reactor::backend::DiskFile;
+use reactor::backend::{Access, DiskFile};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -71,8 +71,8 @@ fn choose(path: &Path, bytes: u64) -> Result<DiskSuper, CliError> {
 }
 
 /// Locks a disk and reads its superblock.
-pub fn open_disk(path: &Path) -> Result<OwnDisk, CliError> {
-    let file = DiskFile::open(path)?;
+pub fn open_disk(path: &Path, access: Access) -> Result<OwnDisk, CliError> {
+    let file = DiskFile::open_for(path, access)?;
     let superblock = read_super(&file)?;
     Ok(OwnDisk { file, superblock })
 }
@@ -86,8 +86,13 @@ pub fn peek(path: &Path) -> Result<DiskSuper, CliError> {
 
 /// Locks a disk for a node: it must be of the node's cluster, and the node's own or nobody's yet. A disk
 /// that is nobody's is claimed.
-pub fn open_for_node(path: &Path, cluster: ClusterId, node: NodeId) -> Result<OwnDisk, CliError> {
-    let mut disk = open_disk(path)?;
+pub fn open_for_node(
+    path: &Path,
+    access: Access,
+    cluster: ClusterId,
+    node: NodeId,
+) -> Result<OwnDisk, CliError> {
+    let mut disk = open_disk(path, access)?;
     let found = &mut disk.superblock;
     if found.cluster != cluster {
         return Err(problem(path, DiskProblem::OtherCluster { found: found.cluster, ours: cluster }));
@@ -247,7 +252,7 @@ mod tests {
     fn what_cannot_be_a_nodes_disk_is_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = blank(&dir, "d", 256 << 20);
-        let open = |cluster, node| open_for_node(&path, cluster, NodeId(node)).map(|_| ());
+        let open = |cluster, node| open_for_node(&path, Access::Block, cluster, NodeId(node)).map(|_| ());
         assert!(matches!(problem_of(open(CLUSTER, 1).unwrap_err()), DiskProblem::Blank));
 
         prepare(&path, CLUSTER, None, 4, Existing::Keep).unwrap();
@@ -257,7 +262,7 @@ mod tests {
         let error = problem_of(open(CLUSTER, 2).unwrap_err());
         assert!(matches!(error, DiskProblem::OtherNode { found: NodeId(1), .. }), "{error}");
 
-        let held = open_disk(&path).unwrap();
+        let held = open_disk(&path, Access::Block).unwrap();
         let error = open(CLUSTER, 1).unwrap_err();
         assert!(matches!(error, CliError::DiskOpen(reactor::backend::DiskOpenError::InUse(_))), "{error}");
         drop(held);

@@ -33,8 +33,11 @@ pub struct LinkRow {
     pub state: String,
     /// Time of RDMA's probe, there and back.
     pub round_trip_us: Option<u64>,
-    /// How often RDMA was tried on it in vain.
+    /// How often RDMA was tried in vain or broke: on it and, where this node made it, on those before it to the peer.
     pub failures: u32,
+    /// Why it did so last.
+    #[serde(default)]
+    pub last_failure: Option<String>,
 }
 
 impl LinkRow {
@@ -47,6 +50,7 @@ impl LinkRow {
             state: link.state.name().to_owned(),
             round_trip_us: link.round_trip_us,
             failures: link.failures,
+            last_failure: link.last_failure.as_deref().map(str::to_owned),
         }
     }
 }
@@ -164,15 +168,15 @@ mod tests {
         data.links.negotiating(ConnId(2));
         data.links.switched(ConnId(2), Some(9));
         control.links.opened(ConnId(1), at(7700), true);
-        control.links.gave_up(ConnId(1));
+        control.links.gave_up(ConnId(1), "no probe");
         let text = page(&[(CoreId(0), data), (CONTROL_CORE, control)]);
         let expected = concat!(
             r#"[{"core":"0","peer":"10.0.0.2:7710","outgoing":true,"transport":"rdma","state":"rdma","#,
-            r#""round_trip_us":9,"failures":0},"#,
+            r#""round_trip_us":9,"failures":0,"last_failure":null},"#,
             r#"{"core":"control","peer":"10.0.0.2:7700","outgoing":true,"transport":"tcp","state":"tcp","#,
-            r#""round_trip_us":null,"failures":1},"#,
+            r#""round_trip_us":null,"failures":1,"last_failure":"no probe"},"#,
             r#"{"core":"0","peer":"10.0.0.2:40000","outgoing":false,"transport":"tcp","state":"tcp","#,
-            r#""round_trip_us":null,"failures":0}]"#,
+            r#""round_trip_us":null,"failures":0,"last_failure":null}]"#,
         );
         assert_eq!(text, expected);
         let rows: Vec<LinkRow> = serde_json::from_str(&text).unwrap();
@@ -212,8 +216,9 @@ mod tests {
             state: reactor::backend::LinkState::Tcp,
             round_trip_us: None,
             failures: 0,
+            last_failure: None,
         };
-        let rows = [true, false].map(|outgoing| LinkRow::of(CoreId(0), &Link { outgoing, ..link }));
+        let rows = [true, false].map(|outgoing| LinkRow::of(CoreId(0), &Link { outgoing, ..link.clone() }));
         let links = seen(&node, Ok(rows.to_vec()), &listening).links;
         assert_eq!((links[0].peer_node, links[1].peer_node), (Some(NodeId(3)), None));
     }

@@ -144,7 +144,9 @@ impl Device {
         let domain = NonNull::new(unsafe { sys::ibv_alloc_pd(context.as_ptr()) })
             .ok_or_else(|| RdmaError::ProtectionDomain(io::Error::last_os_error()))?;
         guard.0 = None;
-        Ok(Self { name, port: options.port, gid_index, gid, limits, context, domain })
+        let device = Self { name, port: options.port, gid_index, gid, limits, context, domain };
+        crate::events::unblock(&device)?;
+        Ok(device)
     }
 
     /// The device's name.

@@ -3,7 +3,7 @@
 //! A connection begins on TCP, over a transport beneath, and goes on over a queue pair when both sides can
 //! (`negotiate`). `link` is what a connection does once it has one, as a state machine without verbs: credits, windows,
 //! fetches, order. Behind feature `rdma` (off by default, it links libibverbs) are `transport`, which drives links
-//! and owns a core's connections, `queue_pair` and `completion`, the verbs, and `device`: the device, its GID, and a
+//! and owns a core's connections, `queue_pair` and `completion`, the verbs, `events`, what a device says by itself, and `device`: the device, its GID, and a
 //! core's whole buffer arena as one memory region, so that payloads go wire, arena, drive without a copy.
 //!
 //! This room may know `wire` and `reactor`. Start reading at `negotiate`, then `link`.
@@ -16,6 +16,8 @@ mod device;
 #[cfg(feature = "rdma")]
 mod entry;
 mod error;
+#[cfg(feature = "rdma")]
+mod events;
 #[cfg(feature = "fuzzing")]
 pub mod fuzz;
 mod gid;

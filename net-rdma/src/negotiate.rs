@@ -93,7 +93,7 @@ impl RdmaTransport {
 
     /// Makes an offer to the peer of a connection on TCP, if it is one that may accept.
     pub(crate) fn offer(&mut self, io: &mut TransportIo<'_>, conn: ConnId, to: SocketAddr) {
-        if !self.peers.may_try(to, io.now) || self.shared(io).is_none() {
+        if !self.port_up || !self.peers.may_try(to, io.now) || self.shared(io).is_none() {
             return;
         }
         let Some(slot) = self.insert(conn, Some(to), Phase::Offered, io.now) else { return };
@@ -111,7 +111,7 @@ impl RdmaTransport {
             Ok(false) => drop(self.remove(slot)),
             Err(error) => {
                 let pause_ms = self.peers.failed(to, io.now);
-                io.stats.links.gave_up(conn);
+                io.stats.links.gave_up(conn, &error.to_string());
                 tracing::warn!(%error, pause_ms, "RDMA is not offered");
                 self.remove(slot);
             }
@@ -182,6 +182,11 @@ impl RdmaTransport {
 
     /// The other side offers RDMA.
     fn answer(&mut self, io: &mut TransportIo<'_>, conn: ConnId, frame: &Frame) {
+        if !self.port_up {
+            let later = frame.header.reply(FrameKind::LinkReply, Status::NotActive);
+            self.tell(io, conn, later, None);
+            return;
+        }
         let made = match read_offer(frame) {
             Ok(peer) => self.accept(io, conn, &peer),
             Err(error) => {
@@ -214,7 +219,7 @@ impl RdmaTransport {
         match made {
             Ok(offer) => Some((slot, offer)),
             Err(error) => {
-                io.stats.links.gave_up(conn);
+                io.stats.links.gave_up(conn, &error.to_string());
                 tracing::warn!(%error, peer = %peer.gid, "an RDMA offer is declined");
                 self.remove(slot);
                 None
@@ -233,6 +238,9 @@ impl RdmaTransport {
 
     /// The other side has answered our offer.
     fn answered(&mut self, io: &mut TransportIo<'_>, slot: u16, frame: &Frame) {
+        if frame.header.status == Status::NotActive {
+            return self.gone(io, slot, "the peer's port is down");
+        }
         if frame.header.status != Status::Ok {
             let Some(entry) = self.remove(slot) else { return };
             io.stats.links.declined(entry.conn);
@@ -276,14 +284,14 @@ impl RdmaTransport {
         let pause_ms = entry.to.map(|to| self.peers.failed(to, io.now));
         let to = entry.to.map(|to| to.to_string());
         io.stats.rdma_refusals.add(1);
-        io.stats.links.gave_up(entry.conn);
+        io.stats.links.gave_up(entry.conn, why);
         tracing::warn!(to, why, pause_ms, "RDMA does not work with this peer; the connection stays on TCP");
     }
 
     /// The peer, whose offer we had accepted, does not go on: it has given up, or has died.
     fn abandoned(&mut self, io: &TransportIo<'_>, slot: u16) {
         if let Some(entry) = self.remove(slot) {
-            io.stats.links.gave_up(entry.conn);
+            io.stats.links.gave_up(entry.conn, "the peer has given up");
         }
     }
 

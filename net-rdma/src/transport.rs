@@ -7,6 +7,7 @@
 use crate::completion::{CompletionQueue, Done, status_text};
 use crate::device::Region;
 use crate::entry::{Entry, Phase};
+use crate::events::EVENTS;
 use crate::link::{BUFFERS_OF_A_CONNECTION, Batch, Buffers, Memory, RECEIVES, SENDS, Staging, Stall};
 use crate::peers::Peers;
 use crate::queue_pair::{Owner, Request, Shared, meaning};
@@ -29,14 +30,14 @@ const STALL_CHECK_MS: u64 = 500;
 /// How often connections that wait for buffers look again when nothing else turns the loop, in milliseconds.
 const STARVED_RETRY_MS: u64 = 1;
 /// User data of our own submissions; those of the transport beneath lie below.
-const CHANNEL: u64 = 1 << 55;
+pub(crate) const CHANNEL: u64 = 1 << 55;
 
 /// What there is of the device.
 enum State {
     /// Opened; connections have not been asked for yet.
     Opened(Rc<Device>),
     Ready(Rc<Shared>),
-    /// It cannot be used after all: TCP it is.
+    /// It cannot be used after all, or is gone: TCP it is.
     Off,
 }
 
@@ -66,7 +67,13 @@ pub struct RdmaTransport {
     /// When to look whether to offer RDMA again.
     pub(crate) offer_check: Option<Mono>,
     /// The channel is being watched by the ring.
-    watching: bool,
+    pub(crate) watching: bool,
+    /// So is the device's own descriptor.
+    pub(crate) watching_events: bool,
+    /// As far as the device has said.
+    pub(crate) port_up: bool,
+    /// When to look whether the device is still there.
+    pub(crate) node_check: Option<Mono>,
     batch: Batch,
     done: Vec<Done>,
 }
@@ -93,6 +100,9 @@ impl RdmaTransport {
             outgoing: BTreeMap::new(),
             offer_check: None,
             watching: false,
+            watching_events: false,
+            port_up: true,
+            node_check: None,
             batch: Batch::default(),
             done: Vec::new(),
         }
@@ -113,6 +123,22 @@ impl RdmaTransport {
             State::Ready(shared) => Some(shared.clone()),
             _ => None,
         }
+    }
+
+    /// The device, if there is one.
+    pub(crate) fn device(&self) -> Option<Rc<Device>> {
+        match &self.state {
+            State::Opened(device) => Some(device.clone()),
+            State::Ready(shared) => Some(shared.device.clone()),
+            State::Off => None,
+        }
+    }
+
+    /// Closes the device; no connection uses it any more.
+    pub(crate) fn switch_off(&mut self) {
+        self.state = State::Off;
+        self.outgoing.clear();
+        (self.offer_check, self.node_check) = (None, None);
     }
 
     fn make_shared(device: &Rc<Device>, io: &TransportIo<'_>) -> Result<Shared, RdmaError> {
@@ -187,6 +213,7 @@ impl RdmaTransport {
         let (peer, phase) = (entry.to.map(|to| to.to_string()), entry.phase);
         io.stats.rdma_breaks.add(1);
         tracing::warn!(peer, ?phase, why, tcp_for_ms = pause_ms, "an RDMA connection broke");
+        io.stats.links.broke(entry.conn, why);
         self.ending.insert(entry.conn, reason);
         self.beneath(io, |beneath, io| beneath.close(io, entry.conn, false));
     }
@@ -443,6 +470,10 @@ impl Transport for RdmaTransport {
             }
             return;
         }
+        if data == EVENTS {
+            self.events(io);
+            return self.sort(io);
+        }
         self.beneath(io, |beneath, io| beneath.completed(io, data, result, flags));
         self.sort(io);
     }
@@ -463,6 +494,11 @@ impl Transport for RdmaTransport {
         if self.offer_check.is_some_and(|at| at <= io.now) {
             self.offer_again(io);
         }
+        if self.node_check.is_some_and(|at| at <= io.now) {
+            self.check_node(io);
+        }
+        self.check_node_later(io.now);
+        self.watch_events(io);
         // Each once: what starves is tried again later.
         for _ in 0..self.dirty.len() {
             let Some(slot) = self.dirty.pop() else { break };
@@ -477,7 +513,8 @@ impl Transport for RdmaTransport {
     }
 
     fn deadline(&self) -> Option<Mono> {
-        let here = [self.next_deadline, self.starved_retry, self.stall_check, self.offer_check];
+        let here =
+            [self.next_deadline, self.starved_retry, self.stall_check, self.offer_check, self.node_check];
         here.into_iter().chain([self.beneath.deadline()]).flatten().min()
     }
 

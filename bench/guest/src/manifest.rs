@@ -53,6 +53,8 @@ pub struct Manifest {
     pub volatile: bool,
     /// Cuts before this boot.
     pub cuts: u32,
+    /// Further flags of nodes.
+    pub flags: Vec<String>,
     /// The tests to run, in order.
     pub tests: Vec<String>,
 }

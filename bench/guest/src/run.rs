@@ -28,8 +28,9 @@ const OFF_LIMIT: Duration = Duration::from_secs(60);
 const NODE_DISK: u64 = 512 << 20;
 const NODE_FILES: u64 = 512 << 20;
 
-/// Drives of the ordinary tests: without partitions, with them, one with sectors of 4 KiB, and one with zones.
-const TEST_DRIVES: [DrivePlan; 4] = [
+/// Drives of the ordinary tests: without partitions, with them, two with sectors of 4 KiB to be pulled out, one with
+/// zones, and one for the loop's own disks: two of the conformance suite's sizes, and one to measure on.
+const TEST_DRIVES: [DrivePlan; 6] = [
     DrivePlan { bytes: NODE_DISK, partitions: &[], ..PLAIN },
     DrivePlan {
         serial: "parts",
@@ -38,6 +39,8 @@ const TEST_DRIVES: [DrivePlan; 4] = [
         ..PLAIN
     },
     DrivePlan { serial: "large", sector_bytes: 4096, atomic_4k: true, ..PLAIN },
+    DrivePlan { serial: "large2", sector_bytes: 4096, atomic_4k: true, ..PLAIN },
+    DrivePlan { serial: "loop", partitions: &[4 << 20, 8 << 20, 64 << 20], ..PLAIN },
     DrivePlan { serial: "zoned", zoned: true, bytes: NODE_DISK, partitions: &[], ..PLAIN },
 ];
 
@@ -60,11 +63,20 @@ struct CutPlan {
     cache: Cache,
     /// The acknowledged writes after which each cut happens.
     after: &'static [u64],
+    /// Further flags of the nodes.
+    flags: &'static [&'static str],
 }
 
-const CUT_PLANS: [CutPlan; 2] = [
-    CutPlan { name: "volatile", bus: Bus::Scsi, cache: Cache::Volatile, after: &[250, 700] },
-    CutPlan { name: "nvme", bus: Bus::Nvme, cache: Cache::WriteThrough, after: &[400] },
+const CUT_PLANS: [CutPlan; 3] = [
+    CutPlan { name: "volatile", bus: Bus::Scsi, cache: Cache::Volatile, after: &[250, 700], flags: &[] },
+    CutPlan { name: "nvme", bus: Bus::Nvme, cache: Cache::WriteThrough, after: &[400], flags: &[] },
+    CutPlan {
+        name: "passthrough",
+        bus: Bus::Nvme,
+        cache: Cache::WriteThrough,
+        after: &[400],
+        flags: &["--nvme", "passthrough"],
+    },
 ];
 
 /// Drives of the power-cut tests: one for each node, so that no node's flush covers another's write; one for the
@@ -94,6 +106,8 @@ struct Boot<'a> {
     drives: &'a [Drive],
     /// Power cuts before it.
     cuts: u32,
+    /// Further flags of its nodes.
+    flags: &'static [&'static str],
     /// What it runs.
     tests: Vec<String>,
 }
@@ -130,7 +144,13 @@ impl<'a> Run<'a> {
         }
         if !ordinary.is_empty() {
             let drives = make(&TEST_DRIVES, &self.dir)?;
-            self.orderly(&Boot { name: "tests".into(), drives: &drives, cuts: 0, tests: ordinary })?;
+            self.orderly(&Boot {
+                name: "tests".into(),
+                drives: &drives,
+                cuts: 0,
+                flags: &[],
+                tests: ordinary,
+            })?;
         }
         for plan in CUT_PLANS.iter().filter(|_| with_cuts) {
             self.power_cuts(plan)?;
@@ -176,13 +196,14 @@ impl<'a> Run<'a> {
             lay_over(&mut drives, &dir, cuts)?;
             let tests = self.tests_of(if cuts == 0 { Phase::FirstCut } else { Phase::Cut }, None);
             let name = format!("{}/cut{}", plan.name, cuts + 1);
-            acked = self.cut(&Boot { name, drives: &drives, cuts: cuts as u32, tests }, acked, *writes)?;
+            let boot = Boot { name, drives: &drives, cuts: cuts as u32, flags: plan.flags, tests };
+            acked = self.cut(&boot, acked, *writes)?;
         }
         let cuts = plan.after.len();
         lay_over(&mut drives, &dir, cuts)?;
         let tests = self.tests_of(Phase::AfterCut, None);
         let name = format!("{}/after", plan.name);
-        let boot = Boot { name, drives: &drives, cuts: cuts as u32, tests };
+        let boot = Boot { name, drives: &drives, cuts: cuts as u32, flags: plan.flags, tests };
         write_acked(&self.share(&boot)?, &acked)?;
         self.orderly(&boot)?;
         if self.failed.is_empty() {
@@ -227,6 +248,7 @@ impl<'a> Run<'a> {
             test_programs: self.test_programs.clone(),
             volatile: boot.drives.iter().any(Drive::is_volatile),
             cuts: boot.cuts,
+            flags: boot.flags.iter().map(ToString::to_string).collect(),
             tests: boot.tests.clone(),
         }
         .write(&share)?;

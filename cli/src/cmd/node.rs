@@ -2,7 +2,7 @@
 
 use super::Global;
 use super::nodes::{self, NodeCommand};
-use crate::config::{ClusterSection, ConfigFile, NodeSection, Poll, Voter, reference, starter};
+use crate::config::{ClusterSection, ConfigFile, NodeSection, Nvme, Poll, Voter, reference, starter};
 use crate::error::CliError;
 use crate::units::ByteSize;
 use crate::{disks, node, output};
@@ -87,6 +87,9 @@ pub struct NodeArgs {
     /// Whether drives are polled [node.poll]
     #[arg(long, value_name = "WHEN")]
     pub poll: Option<Poll>,
+    /// How NVMe drives are read and written [node.nvme]
+    #[arg(long, value_name = "HOW")]
+    pub nvme: Option<Nvme>,
     /// Also write the addresses, as JSON, to this file once the node serves
     #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
@@ -140,6 +143,7 @@ impl NodeArgs {
                 disk_timeout: self.disk_timeout,
                 disk_probe: self.disk_probe,
                 poll: self.poll,
+                nvme: self.nvme,
             },
         }
     }

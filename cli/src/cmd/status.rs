@@ -111,6 +111,7 @@ fn print_links(nodes: &[NodeLinks]) -> Result<(), CliError> {
         "STATE",
         ">ROUND TRIP",
         ">FAILURES",
+        "LAST FAILURE",
     ]);
     for node in nodes {
         for link in &node.links {
@@ -125,6 +126,7 @@ fn print_links(nodes: &[NodeLinks]) -> Result<(), CliError> {
                 row.state.clone(),
                 row.round_trip_us.map_or("-".to_string(), |us| format!("{us} us")),
                 row.failures.to_string(),
+                row.last_failure.clone().unwrap_or_else(|| "-".to_string()),
             ]);
         }
     }

@@ -124,7 +124,7 @@ fn open_disks(config: &NodeConfig) -> Result<(Vec<OwnDisk>, Vec<String>), CliErr
     let (mut disks, mut problems) = (Vec::<OwnDisk>::new(), Vec::new());
     let mut first = None;
     for path in &config.disks {
-        match disks::open_for_node(path, config.cluster, config.id) {
+        match disks::open_for_node(path, config.nvme.into(), config.cluster, config.id) {
             Ok(disk) => {
                 let same = disks.iter().find(|other| other.superblock.disk == disk.superblock.disk);
                 if let Some(other) = same {

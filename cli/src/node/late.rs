@@ -5,7 +5,7 @@ use crate::error::CliError;
 use engine::msg::OpenedDisk;
 use engine::{CoreMsg, SliceConfig};
 use placement::{Disk, Slice};
-use reactor::backend::{LATE_DISKS_MAX, LateDisks, Poster};
+use reactor::backend::{Access, LATE_DISKS_MAX, LateDisks, Poster};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +34,8 @@ pub struct LatePlan {
 impl LatePlan {
     /// Locks a disk, claims it if it is nobody's, and says which core gets which slice.
     fn open(&self, path: &Path) -> Result<OpenedDisk, CliError> {
-        let disk = disks::open_for_node(path, self.cluster, self.node)?;
+        // Rings take NVMe commands only from their start on.
+        let disk = disks::open_for_node(path, Access::Block, self.cluster, self.node)?;
         let refused = |error: reactor::backend::TooManyDisks| CliError::Refused {
             what: format!("take {}", path.display()),
             why: error.to_string(),

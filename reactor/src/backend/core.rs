@@ -11,7 +11,7 @@ use super::idle::{PREEMPTED_NS, SpinPolicy, Spun};
 use super::late_disks::LateDisks;
 use super::mesh::{MeshEnd, Poster};
 use super::polled::{PollRing, Polling};
-use super::ring::{Class, Completion, Ring};
+use super::ring::{Class, Completion, Ring, RingKind};
 use super::rng::Stream;
 use super::stats::{CoreStats, STALL_NS};
 use super::timers::TimerHeap;
@@ -142,9 +142,11 @@ impl CoreEnv {
     fn new(options: CoreOptions, transport: Box<dyn Transport>, mesh: MeshEnd) -> Result<Self, CoreError> {
         let stats = options.stats;
         let arena = Arena::new(options.arena_bytes).map_err(|_| CoreError::Arena(options.arena_bytes))?;
-        let mut ring = Ring::new(options.ring_entries, options.movable, stats.clone())?;
+        let commands = options.disks.iter().any(|disk| disk.namespace().is_some());
+        let kind = RingKind { movable: options.movable, polled: false, commands };
+        let mut ring = Ring::new(options.ring_entries, kind, stats.clone())?;
         let mut polled = PollRing::new(options.polling, &options.disks, || {
-            Ring::polled(options.ring_entries, options.movable, stats.clone())
+            Ring::new(options.ring_entries, RingKind { polled: true, ..kind }, stats.clone())
         });
         if !options.disks.is_empty() && options.registered_bytes_max > 0 {
             polled.register_arena(&arena, options.registered_bytes_max);

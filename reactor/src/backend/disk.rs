@@ -3,6 +3,8 @@
 use super::core::CoreError;
 use super::disk_file::DiskFile;
 use super::late_disks::LateDisks;
+use super::namespace::Namespace;
+use super::nvme::{self, Command, Outcome};
 use super::polled::PollRing;
 use super::ring::{Class, Completion, Ring};
 use super::stats::CoreStats;
@@ -26,12 +28,20 @@ const OPS_PER_DISK_MIN: usize = 128;
 /// that never gets beyond it would keep the loop busy for ever.
 const RETRIES_MAX: u8 = 100;
 
+/// How long a command waits that the drive takes a little later: `RETRIES_MAX` of these are as long as a disk may end
+/// nothing (`node.disk_timeout` by default).
+static LATER: types::Timespec = types::Timespec::new().nsec(100_000_000);
+/// In the user data: it is not the command that has ended, but its wait.
+const WAITED: u64 = 1 << 32;
+
 struct InFlight {
     disk: DiskIndex,
     token: Token,
     op: DiskOp,
     /// Bytes done by earlier submissions of the same operation.
     done: usize,
+    /// Bytes that the command under way is for, when it succeeds.
+    asked: usize,
     retries: u8,
     /// Submitted to the ring that is polled.
     polled: bool,
@@ -42,6 +52,8 @@ struct Slot {
     op: Option<InFlight>,
     /// What the kernel reads while the operation is in flight. Kept for reuse.
     iovecs: Vec<libc::iovec>,
+    /// The same for a discard by command.
+    range: [u8; nvme::RANGE_BYTES],
 }
 
 /// The disks of one core.
@@ -65,6 +77,8 @@ pub(crate) struct Disks {
 enum Next {
     Done(Result<(), DiskError>),
     Again,
+    /// After a while.
+    Later,
 }
 
 impl Disks {
@@ -138,7 +152,13 @@ impl Disks {
             events.push_back(Event::DiskDone { disk, token, result: Err(error), op });
             return Ok(());
         }
-        if total_bytes(&op) == Some(0) {
+        let namespace = self.files.get(usize::from(disk.0)).and_then(|file| file.namespace());
+        if let Some(error) = namespace.and_then(|namespace| check_sectors(namespace, &op)) {
+            events.push_back(Event::DiskDone { disk, token, result: Err(error), op });
+            return Ok(());
+        }
+        let forgets = namespace.is_none_or(|namespace| namespace.discard_max() > 0);
+        if total_bytes(&op) == Some(0) || matches!(op, DiskOp::Discard { len, .. } if len == 0 || !forgets) {
             events.push_back(Event::DiskDone { disk, token, result: Ok(()), op });
             return Ok(());
         }
@@ -153,7 +173,7 @@ impl Disks {
         let Some(index) = self.free.pop() else { return Err((Full, op)) };
         *count += 1;
         if let Some(slot) = self.slots.get_mut(index as usize) {
-            slot.op = Some(InFlight { disk, token, op, done: 0, retries: 0, polled: false });
+            slot.op = Some(InFlight { disk, token, op, done: 0, asked: 0, retries: 0, polled: false });
         }
         self.push(ring, index);
         self.stats.disk_in_flight.set(self.in_flight() as u64);
@@ -162,11 +182,19 @@ impl Disks {
 
     fn push(&mut self, ring: &mut Ring, index: u32) {
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
-        let Slot { op: Some(op), iovecs } = slot else { return };
+        let Slot { op: Some(op), iovecs, range } = slot else { return };
         let Some(file) = self.files.get(usize::from(op.disk.0)) else { return };
         let polled = self.polled.takes(usize::from(op.disk.0), &op.op);
         op.polled = polled.is_some();
         let ring = polled.unwrap_or(ring);
+        if let Some(namespace) = file.namespace() {
+            let entry = build_command(op, iovecs, range, ring, namespace, file.info());
+            // SAFETY: as below; a discard's range lies in the slot.
+            let taken =
+                entry.is_some_and(|entry| unsafe { ring.push_command(entry, Class::Disk, u64::from(index)) });
+            debug_assert!(taken, "the core's rings take commands, and operations are of whole blocks");
+            return;
+        }
         let entry = if ring.knows_files() && usize::from(op.disk.0) < self.registered {
             let index = types::Fd(i32::from(op.disk.0));
             build(op, iovecs, ring, index, file.info()).flags(squeue::Flags::FIXED_FILE)
@@ -188,13 +216,27 @@ impl Disks {
         let index = completion.data as u32;
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         let Some(op) = &mut slot.op else { return };
+        if completion.data & WAITED != 0 {
+            return self.push(ring, index);
+        }
         if op.polled && completion.result == -libc::EOPNOTSUPP {
             tracing::warn!(disk = op.disk.0, "the drive cannot be polled after all; it interrupts instead");
             self.polled.give_up(usize::from(op.disk.0));
             return self.push(ring, index);
         }
-        match judge(op, completion.result) {
+        let is_command =
+            self.files.get(usize::from(op.disk.0)).is_some_and(|file| file.namespace().is_some());
+        let next = match is_command {
+            true => judge_command(op, completion.result),
+            false => judge(op, completion.result),
+        };
+        match next {
             Next::Again => self.push(ring, index),
+            Next::Later => {
+                let entry = opcode::Timeout::new(&raw const LATER).build();
+                // SAFETY: the time is static.
+                unsafe { ring.push(entry, Class::Disk, u64::from(index) | WAITED) }
+            }
             Next::Done(result) => {
                 if let Some(InFlight { disk, token, op, polled, .. }) = slot.op.take() {
                     self.free.push(index);
@@ -268,6 +310,18 @@ fn check(info: &DiskInfo, op: &DiskOp) -> Result<(), DiskError> {
         Some(end) if end <= info.size_bytes => Ok(()),
         _ => Err(DiskError::OutOfRange),
     }
+}
+
+/// What is wrong with an operation for a drive that takes whole sectors only.
+fn check_sectors(namespace: &Namespace, op: &DiskOp) -> Option<DiskError> {
+    let (offset, len) = match op {
+        DiskOp::Read { offset, buf } => (*offset, buf.len() as u64),
+        DiskOp::Write { offset, .. } => (*offset, total_bytes(op).unwrap_or(0) as u64),
+        DiskOp::Discard { offset, len } => (*offset, *len),
+        DiskOp::Flush => return None,
+    };
+    let fits = len == 0 || namespace.sectors(offset, len).is_some();
+    (!fits).then_some(DiskError::Io(libc::EINVAL))
 }
 
 /// Appends what is left of `bufs` after `skip` bytes, joining neighbours in memory.
@@ -366,6 +420,104 @@ fn judge(op: &mut InFlight, result: i32) -> Next {
     }
 }
 
+/// Cuts a vector off behind so many bytes. Returns how many are left.
+fn cut(iovecs: &mut Vec<libc::iovec>, max: usize) -> usize {
+    let mut bytes = 0;
+    let mut kept = 0;
+    for iovec in iovecs.iter_mut() {
+        if bytes == max {
+            break;
+        }
+        iovec.iov_len = iovec.iov_len.min(max - bytes);
+        bytes += iovec.iov_len;
+        kept += 1;
+    }
+    iovecs.truncate(kept);
+    bytes
+}
+
+/// The next command of an operation: what is left of it, as far as one command goes. `None` for what is no sectors of
+/// the drive.
+fn build_command(
+    op: &mut InFlight,
+    iovecs: &mut Vec<libc::iovec>,
+    range: &mut [u8; nvme::RANGE_BYTES],
+    ring: &Ring,
+    namespace: &Namespace,
+    info: DiskInfo,
+) -> Option<squeue::Entry128> {
+    let (id, done, max) = (namespace.id(), op.done, namespace.transfer_max());
+    let (mut kind, mut buffer) = (nvme::ONE, None);
+    let command = match &op.op {
+        DiskOp::Read { offset, buf } => {
+            let (base, len) = (buf.as_ptr().wrapping_add(done), (buf.len() - done).min(max));
+            let (sector, sectors) = namespace.sectors(offset + done as u64, len as u64)?;
+            op.asked = len;
+            buffer = ring.is_registered(base, len).then_some(0);
+            Command::read(id, sector, sectors).data(base, len)
+        }
+        DiskOp::Write { offset, bufs, durable } => {
+            gather(bufs, done, iovecs);
+            let len = cut(iovecs, max);
+            let (sector, sectors) = namespace.sectors(offset + done as u64, len as u64)?;
+            op.asked = len;
+            let command = Command::write(id, sector, sectors, *durable && !info.write_through);
+            match iovecs.as_slice() {
+                [one] => {
+                    let base = one.iov_base.cast::<u8>();
+                    buffer = ring.is_registered(base, len).then_some(0);
+                    command.data(base, len)
+                }
+                many => {
+                    kind = nvme::MANY;
+                    command.data(many.as_ptr().cast(), many.len())
+                }
+            }
+        }
+        DiskOp::Flush => {
+            op.asked = 0;
+            Command::flush(id)
+        }
+        DiskOp::Discard { offset, len } => {
+            let part = (len - done as u64).min(namespace.discard_max());
+            let (sector, sectors) = namespace.sectors(offset + done as u64, part)?;
+            let now = nvme::range_sectors(sectors);
+            op.asked = (part / sectors * now) as usize;
+            *range = nvme::range(sector, now);
+            Command::discard(id).data(range.as_ptr(), range.len())
+        }
+    };
+    let (index, fd) = (types::Fixed(u32::from(op.disk.0)), types::Fd(namespace.fd()));
+    let entry = match ring.knows_files() {
+        true => opcode::UringCmd80::new(index, kind),
+        false => opcode::UringCmd80::new(fd, kind),
+    };
+    Some(entry.buf_index(buffer).cmd(command.encode()).build())
+}
+
+/// As `judge`, for a command.
+fn judge_command(op: &mut InFlight, result: i32) -> Next {
+    match nvme::outcome(result) {
+        Outcome::Done => {
+            op.done += op.asked;
+            let total = match &op.op {
+                DiskOp::Discard { len, .. } => *len as usize,
+                other => total_bytes(other).unwrap_or(0),
+            };
+            if op.done >= total { Next::Done(Ok(())) } else { Next::Again }
+        }
+        Outcome::Later if op.retries < RETRIES_MAX => {
+            op.retries += 1;
+            Next::Later
+        }
+        // Nothing has to happen on a discard.
+        Outcome::Unsupported if matches!(op.op, DiskOp::Discard { .. }) => Next::Done(Ok(())),
+        Outcome::Unsupported => Next::Done(Err(DiskError::Io(libc::EOPNOTSUPP))),
+        Outcome::Later => Next::Done(Err(DiskError::Io(libc::EIO))),
+        Outcome::Failed(error) => Next::Done(Err(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,6 +550,48 @@ mod tests {
         }
     }
 
+    fn read_of(arena: &Arena, bytes: usize) -> InFlight {
+        let op = DiskOp::Read { offset: 0, buf: arena.alloc(bytes).unwrap() };
+        InFlight { disk: DiskIndex(0), token: Token(0), op, done: 0, asked: 0, retries: 0, polled: false }
+    }
+
+    #[test]
+    fn commands_that_are_cancelled_go_again_a_little_later_and_not_for_ever() {
+        let arena = Arena::new(1 << 20).unwrap();
+        let mut one = read_of(&arena, 8192);
+        one.asked = 4096;
+        assert!(matches!(judge_command(&mut one, -libc::EINTR), Next::Later));
+        assert!(matches!(judge_command(&mut one, 0x008), Next::Later));
+        assert_eq!(one.done, 0);
+        assert!(matches!(judge_command(&mut one, 0), Next::Again));
+        assert!(matches!(judge_command(&mut one, 0), Next::Done(Ok(()))));
+        let bad = DiskError::Io(libc::ENODATA);
+        assert!(matches!(judge_command(&mut read_of(&arena, 4096), 0x281), Next::Done(Err(e)) if e == bad));
+        let mut stuck = read_of(&arena, 4096);
+        let turns =
+            (0..).take_while(|_| matches!(judge_command(&mut stuck, -libc::EINTR), Next::Later)).count();
+        assert_eq!(turns, usize::from(RETRIES_MAX));
+        let mut discard = InFlight { op: DiskOp::Discard { offset: 0, len: 4096 }, ..read_of(&arena, 4096) };
+        assert!(matches!(judge_command(&mut discard, 0x4002), Next::Done(Ok(()))));
+    }
+
+    #[test]
+    fn a_vector_is_cut_off_where_a_command_ends() {
+        let base = std::ptr::null_mut::<libc::c_void>();
+        let of = |lens: &[usize]| -> Vec<libc::iovec> {
+            lens.iter().map(|len| libc::iovec { iov_base: base, iov_len: *len }).collect()
+        };
+        for (lens, max, left) in [
+            (&[4096, 8192][..], 16384, &[4096, 8192][..]),
+            (&[4096, 8192, 4096], 8192, &[4096, 4096]),
+            (&[4096, 8192, 4096], 12288, &[4096, 8192]),
+        ] {
+            let mut iovecs = of(lens);
+            assert_eq!(cut(&mut iovecs, max), left.iter().sum::<usize>());
+            assert_eq!(iovecs.iter().map(|iovec| iovec.iov_len).collect::<Vec<_>>(), left);
+        }
+    }
+
     #[test]
     fn short_transfers_go_on_and_errors_are_told_apart() {
         let arena = Arena::new(1 << 20).unwrap();
@@ -407,6 +601,7 @@ mod tests {
             op: DiskOp::Read { offset: 0, buf: arena.alloc(8192).unwrap() },
             done: 0,
             retries: 0,
+            asked: 0,
             polled: false,
         };
         let mut one = op();

@@ -2,6 +2,7 @@
 //! that own its slices.
 
 use super::device::{Device, DeviceError, SYSFS};
+use super::namespace::{Access, Namespace, PassthroughError};
 use super::polled::Polling;
 use crate::env::DiskInfo;
 use std::fs::{File, OpenOptions};
@@ -51,6 +52,14 @@ pub enum DiskOpenError {
         /// Why.
         error: DeviceError,
     },
+    /// It takes no NVMe commands, which were asked for.
+    #[error("{path} cannot be used with NVMe commands: {error}")]
+    NoPassthrough {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: PassthroughError,
+    },
     /// Anything else the system said.
     #[error("cannot open {path}: {error}")]
     Os {
@@ -70,12 +79,19 @@ pub struct DiskFile {
     /// What the kernel says of it, if it is a block device.
     device: Option<Device>,
     direct: bool,
+    /// Takes commands, in place of `file`, which only keeps others away then.
+    namespace: Option<Namespace>,
 }
 
 impl DiskFile {
     /// Opens a regular file, loop device or block device for reading and writing, with O_DIRECT where
     /// the file system has it, and locks it.
     pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, DiskOpenError> {
+        Self::open_for(path, Access::Block)
+    }
+
+    /// The same, to be read and written in this way or not at all.
+    pub fn open_for(path: impl AsRef<Path>, access: Access) -> Result<Arc<Self>, DiskOpenError> {
         let path = path.as_ref().to_path_buf();
         let os = |error: io::Error| match error.raw_os_error() {
             Some(libc::ENOENT) => DiskOpenError::Missing(path.clone()),
@@ -115,8 +131,12 @@ impl DiskFile {
         if info.size_bytes < BLOCK_BYTES as u64 {
             return Err(DiskOpenError::TooSmall { path, bytes: info.size_bytes });
         }
-        tracing::debug!(path = %path.display(), ?info, ?device, direct, "disk opened");
-        Ok(Arc::new(Self { path, file, info, device, direct }))
+        let namespace = match access {
+            Access::Block => None,
+            Access::Passthrough => Some(namespace(&file, device.as_ref(), &path)?),
+        };
+        tracing::debug!(path = %path.display(), ?info, ?device, direct, ?namespace, "disk opened");
+        Ok(Arc::new(Self { path, file, info, device, direct, namespace }))
     }
 
     /// Where it was opened.
@@ -151,8 +171,25 @@ impl DiskFile {
         self.direct
     }
 
+    /// How it is read and written.
+    pub fn access(&self) -> Access {
+        if self.namespace.is_some() { Access::Passthrough } else { Access::Block }
+    }
+
+    /// What takes its commands, if anything does.
+    pub(crate) fn namespace(&self) -> Option<&Namespace> {
+        self.namespace.as_ref()
+    }
+
+    /// Whether the device makes one write durable by itself. Where it cannot, the kernel sends a flush after it.
+    pub(crate) fn writes_durably(&self) -> bool {
+        // Every NVMe drive knows FUA.
+        self.namespace.is_some() || self.device().is_some_and(|device| device.fua || !device.volatile_cache)
+    }
+
+    /// What operations are submitted for.
     pub(crate) fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.namespace.as_ref().map_or(self.file.as_raw_fd(), Namespace::fd)
     }
 }
 
@@ -180,6 +217,22 @@ fn lock(file: &File) -> io::Result<()> {
         std::thread::sleep(LOCK_PAUSE);
     }
     Err(io::Error::from(io::ErrorKind::WouldBlock))
+}
+
+/// Opens what takes the commands of a block device that is open exclusively.
+fn namespace(file: &File, device: Option<&Device>, path: &Path) -> Result<Namespace, DiskOpenError> {
+    let refused = |error| DiskOpenError::NoPassthrough { path: path.into(), error };
+    let os = |error| DiskOpenError::Os { path: path.into(), error };
+    let device = device.ok_or_else(|| refused(PassthroughError::NotNvme))?;
+    let number = file.metadata().map_err(os)?.rdev();
+    let number = (libc::major(number), libc::minor(number));
+    let (sector_bytes, discard_max) = (device.logical_block_bytes, device.discard_max_bytes);
+    let namespace = Namespace::open(Path::new(SYSFS), number, sector_bytes, discard_max).map_err(refused)?;
+    // Commands know nothing of the page cache: what somebody has left there must neither be written later nor be read.
+    file.sync_all().map_err(os)?;
+    // SAFETY: plain system call on a descriptor that `file` owns.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    Ok(namespace)
 }
 
 fn whole_blocks(bytes: u64) -> u64 {

@@ -58,7 +58,7 @@ mod tests {
     use super::super::clock::mono;
     use super::super::disk::Disks;
     use super::super::polled::{PollRing, Polling};
-    use super::super::ring::Ring;
+    use super::super::ring::{Ring, RingKind};
     use super::*;
     use crate::buf::Arena;
     use crate::env::{DiskOp, Event, Token};
@@ -77,7 +77,7 @@ mod tests {
             DiskFile::open(&path).unwrap()
         };
         let (files, late) = (vec![file("first", 1)], LateDisks::behind(1));
-        let mut ring = Ring::new(8, false, Arc::default()).unwrap();
+        let mut ring = Ring::new(8, RingKind::default(), Arc::default()).unwrap();
         let polled = PollRing::new(Polling::Never, &files, || unreachable!("nothing is polled"));
         let mut disks = Disks::new(files, late.clone(), polled, &mut ring, Arc::default());
         assert!(disks.info(DiskIndex(1)).is_none());

@@ -1,8 +1,8 @@
 //! The production environment: one loop per core on one io_uring.
 //!
 //! `core` is the loop, `ring` its io_uring, `polled` a second one for drives that are polled, `disk_file` and `disk`
-//! the drives, `device` what the kernel says of them, `links` which connections there are, `mesh` the rings between cores, `transport` the seam behind
-//! which `net-tcp` and `net-rdma` live. `launch` starts a node's cores on threads that glommio pins; `foreign` drives
+//! the drives, `device` what the kernel says of them, `namespace` and `nvme` those that take commands, `links` which
+//! connections there are, `mesh` the rings between cores, `transport` the seam behind which `net-tcp` and `net-rdma` live. `launch` starts a node's cores on threads that glommio pins; `foreign` drives
 //! the same loop from somebody else's thread (fio, QEMU), for which `host_thread` can make one.
 //!
 //! Nothing outside this module and the transports names io_uring, glommio, sockets or threads. Start
@@ -21,6 +21,8 @@ mod late_disks;
 mod launch;
 mod links;
 mod mesh;
+mod namespace;
+mod nvme;
 mod polled;
 mod ring;
 mod rng;
@@ -42,6 +44,7 @@ pub use self::launch::{
 };
 pub use self::links::{Link, LinkState, LinkTable};
 pub use self::mesh::{OUTSIDE, Poster};
+pub use self::namespace::{Access, PassthroughError};
 pub use self::polled::Polling;
 pub use self::ring::Ring;
 pub use self::stats::{CoreStats, Counter, STALL_NS};

@@ -57,10 +57,8 @@ impl PollRing {
         files: &[Arc<DiskFile>],
         make: impl FnOnce() -> Result<Ring, CoreError>,
     ) -> Self {
-        let of = |file: &Arc<DiskFile>| Polled {
-            polls: file.is_polled(polling),
-            durable: file.device().is_some_and(|device| device.fua || !device.volatile_cache),
-        };
+        let of =
+            |file: &Arc<DiskFile>| Polled { polls: file.is_polled(polling), durable: file.writes_durably() };
         let disks: Vec<Polled> = files.iter().map(of).collect();
         let mut ring = None;
         if disks.iter().any(|disk| disk.polls) {
@@ -137,10 +135,13 @@ mod tests {
     use super::super::clock::mono;
     use super::super::disk::Disks;
     use super::super::late_disks::LateDisks;
+    use super::super::ring::RingKind;
     use super::super::stats::CoreStats;
     use super::*;
     use crate::env::{DiskIndex, Event, Token};
     use std::collections::VecDeque;
+
+    const POLLED: RingKind = RingKind { movable: false, polled: true, commands: false };
 
     /// A file as a disk that claims to have queues to poll.
     fn liar(dir: &tempfile::TempDir) -> (Disks, Ring, Arc<CoreStats>) {
@@ -148,10 +149,10 @@ mod tests {
         std::fs::write(&path, vec![7u8; 8192]).unwrap();
         let files = vec![DiskFile::open(&path).unwrap()];
         let stats = Arc::<CoreStats>::default();
-        let mut ring = Ring::new(8, false, stats.clone()).unwrap();
+        let mut ring = Ring::new(8, RingKind::default(), stats.clone()).unwrap();
         let mut polled = PollRing::new(Polling::Auto, &files, || unreachable!("a file is not polled"));
         assert!(polled.ring.is_none() && polled.takes(0, &DiskOp::Flush).is_none());
-        let mut second = Ring::polled(8, false, stats.clone()).unwrap();
+        let mut second = Ring::new(8, POLLED, stats.clone()).unwrap();
         second.register_files(&files.iter().map(|file| file.fd()).collect::<Vec<_>>());
         polled.ring = Some(second);
         polled.disks = vec![Polled { polls: true, durable: true }];
@@ -212,7 +213,7 @@ mod tests {
         let write = |durable| DiskOp::Write { offset: 0, bufs: vec![block()], durable };
         for able in [false, true] {
             let mut polled = PollRing {
-                ring: Some(Ring::polled(8, false, stats.clone()).unwrap()),
+                ring: Some(Ring::new(8, POLLED, stats.clone()).unwrap()),
                 disks: vec![Polled { polls: true, durable: able }, Polled { polls: false, durable: able }],
                 last: Mono::default(),
             };

@@ -10,7 +10,7 @@ use super::core::CoreError;
 use super::stats::CoreStats;
 use crate::buf::Arena;
 use io_uring::types::{SubmitArgs, Timespec};
-use io_uring::{EnterFlags, IoUring, cqueue, squeue};
+use io_uring::{EnterFlags, IoUring, Submitter, cqueue, squeue};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
@@ -47,6 +47,10 @@ pub(crate) enum Class {
     Wake = 3,
 }
 
+fn user_data(class: Class, data: u64) -> u64 {
+    (class as u64) << CLASS_SHIFT | data & DATA_MASK
+}
+
 /// A completion, copied out of the ring.
 #[derive(Clone, Copy)]
 pub(crate) struct Completion {
@@ -56,12 +60,93 @@ pub(crate) struct Completion {
     pub(crate) flags: u32,
 }
 
+/// What a ring is for.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct RingKind {
+    /// The core may be polled from different threads (one after the other).
+    pub(crate) movable: bool,
+    /// Its completions raise no interrupt: each `enter` looks for them. For reads and writes of descriptors with
+    /// O_DIRECT, on devices with queues to poll, and for nothing else.
+    pub(crate) polled: bool,
+    /// Its entries have room for commands of a device (`push_command`), which makes them twice as large.
+    pub(crate) commands: bool,
+}
+
+/// Queues with entries of one size.
+struct Queues<S: squeue::EntryMarker, C: cqueue::EntryMarker> {
+    io: IoUring<S, C>,
+    /// Submissions that did not fit; they go first next time.
+    backlog: VecDeque<S>,
+}
+
+impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Queues<S, C> {
+    fn new(entries: u32, kind: RingKind) -> io::Result<Self> {
+        let common = || {
+            let mut builder = IoUring::<S, C>::builder();
+            builder.setup_clamp().setup_submit_all().setup_cqsize(entries * CQ_FACTOR);
+            if kind.polled {
+                builder.setup_iopoll();
+            }
+            builder
+        };
+        let deferred =
+            || common().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(entries);
+        let cooperative = || common().setup_coop_taskrun().setup_taskrun_flag().build(entries);
+        let io = if kind.movable {
+            cooperative()
+        } else {
+            deferred().or_else(|error| {
+                tracing::warn!(%error, "kernel refuses a deferred ring; using a cooperative one");
+                cooperative()
+            })
+        };
+        Ok(Self { io: io?, backlog: VecDeque::new() })
+    }
+
+    /// Queues an entry, behind those that wait already. False when there is no room.
+    ///
+    /// # Safety
+    /// As `Ring::push_net`.
+    unsafe fn push(&mut self, entry: &S) -> bool {
+        // SAFETY: validity is the caller's promise.
+        self.backlog.is_empty() && unsafe { self.io.submission().push(entry) }.is_ok()
+    }
+
+    fn take_backlog(&mut self) {
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: validity was promised when the entry was queued and lasts until its completion.
+            if unsafe { self.io.submission().push(entry) }.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    fn reap(&mut self, max: usize, mut each: impl FnMut(cqueue::Entry)) {
+        self.io.completion().take(max).for_each(|entry| each(entry.into()));
+    }
+}
+
+/// Queues of either size.
+enum Pair {
+    Plain(Queues<squeue::Entry, cqueue::Entry>),
+    Large(Queues<squeue::Entry128, cqueue::Entry32>),
+}
+
+/// Does the same with queues of either size.
+macro_rules! either {
+    ($sized:expr, $queues:ident => $does:expr) => {
+        match $sized {
+            Pair::Plain($queues) => $does,
+            Pair::Large($queues) => $does,
+        }
+    };
+}
+
 /// One core's submission and completion queues.
 pub struct Ring {
-    io: IoUring,
+    queues: Pair,
     stats: Arc<CoreStats>,
-    /// Submissions that did not fit; they go first next time.
-    backlog: VecDeque<squeue::Entry>,
     /// Submissions without their (last) completion.
     outstanding: usize,
     /// Start address and length of the registered part of the arena.
@@ -75,47 +160,25 @@ pub struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(entries: u32, movable: bool, stats: Arc<CoreStats>) -> Result<Self, CoreError> {
-        Self::of_kind(entries, movable, false, stats)
-    }
-
-    /// A ring whose completions raise no interrupt: each `enter` looks for them. For reads and writes of
-    /// descriptors with O_DIRECT, on devices with queues to poll, and for nothing else.
-    pub(crate) fn polled(entries: u32, movable: bool, stats: Arc<CoreStats>) -> Result<Self, CoreError> {
-        Self::of_kind(entries, movable, true, stats)
-    }
-
-    fn of_kind(entries: u32, movable: bool, polled: bool, stats: Arc<CoreStats>) -> Result<Self, CoreError> {
-        let common = || {
-            let mut builder = IoUring::builder();
-            builder.setup_clamp().setup_submit_all().setup_cqsize(entries * CQ_FACTOR);
-            if polled {
-                builder.setup_iopoll();
-            }
-            builder
+    pub(crate) fn new(entries: u32, kind: RingKind, stats: Arc<CoreStats>) -> Result<Self, CoreError> {
+        let queues = match kind.commands {
+            false => Queues::new(entries, kind).map(Pair::Plain),
+            true => Queues::new(entries, kind).map(Pair::Large),
         };
-        let deferred =
-            || common().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().build(entries);
-        let cooperative = || common().setup_coop_taskrun().setup_taskrun_flag().build(entries);
-        let io = if movable {
-            cooperative()
-        } else {
-            deferred().or_else(|error| {
-                tracing::warn!(%error, "kernel refuses a deferred ring; using a cooperative one");
-                cooperative()
-            })
-        };
-        let io = io.map_err(CoreError::RingSetup)?;
+        let queues = queues.map_err(CoreError::RingSetup)?;
         Ok(Self {
-            batches: io.params().is_feature_min_timeout(),
-            io,
+            batches: either!(&queues, q => q.io.params().is_feature_min_timeout()),
+            queues,
             stats,
-            backlog: VecDeque::new(),
             outstanding: 0,
             registered: None,
             knows_files: false,
             inline: 0,
         })
+    }
+
+    fn submitter(&self) -> Submitter<'_> {
+        either!(&self.queues, q => q.io.submitter())
     }
 
     /// Registers as much of the arena's start as the limit on locked memory allows, at most `max` bytes.
@@ -127,7 +190,7 @@ impl Ring {
         while want >= REGISTER_BYTES_MIN.min(len) && want > 0 {
             let iovec = libc::iovec { iov_base: base.cast(), iov_len: want };
             // SAFETY: the region belongs to the arena, which the core drops after the ring.
-            match unsafe { self.io.submitter().register_buffers(&[iovec]) } {
+            match unsafe { self.submitter().register_buffers(&[iovec]) } {
                 Ok(()) => {
                     self.registered = Some((base as usize, want));
                     break;
@@ -152,7 +215,7 @@ impl Ring {
     /// Lets go of the registered files at once, instead of when the kernel gets to destroying the ring.
     pub(crate) fn unregister_files(&mut self) {
         // Fails when none are registered: nothing to let go of then.
-        let _ = self.io.submitter().unregister_files();
+        let _ = self.submitter().unregister_files();
     }
 
     /// Makes the kernel know files by their index; where it refuses, their descriptors have to do.
@@ -160,7 +223,7 @@ impl Ring {
         if files.is_empty() {
             return;
         }
-        match self.io.submitter().register_files(files) {
+        match self.submitter().register_files(files) {
             Ok(()) => self.knows_files = true,
             Err(error) => {
                 tracing::warn!(%error, "kernel refuses registered files; using plain descriptors");
@@ -180,7 +243,7 @@ impl Ring {
 
     /// Has the kernel signal `fd`, an eventfd, whenever there is something to reap.
     pub(crate) fn register_eventfd(&mut self, fd: RawFd) -> io::Result<()> {
-        self.io.submitter().register_eventfd(fd)
+        self.submitter().register_eventfd(fd)
     }
 
     /// Whether `len` bytes at `ptr` lie in the registered part of the arena.
@@ -214,8 +277,7 @@ impl Ring {
 
     /// Queues the cancellation of a submission pushed with `push_net` under `data`.
     pub fn cancel_net(&mut self, data: u64) {
-        let target = (Class::Net as u64) << CLASS_SHIFT | data & DATA_MASK;
-        let entry = io_uring::opcode::AsyncCancel::new(target).build();
+        let entry = io_uring::opcode::AsyncCancel::new(user_data(Class::Net, data)).build();
         // SAFETY: a cancellation points to no memory.
         unsafe { self.push(entry, Class::None, 0) }
     }
@@ -225,59 +287,87 @@ impl Ring {
     /// # Safety
     /// As `push_net`.
     pub(crate) unsafe fn push(&mut self, entry: squeue::Entry, class: Class, data: u64) {
-        let entry = entry.user_data((class as u64) << CLASS_SHIFT | data & DATA_MASK);
+        let entry = entry.user_data(user_data(class, data));
         self.outstanding += 1;
-        if self.backlog.is_empty() {
+        let large = || squeue::Entry128::from(entry.clone());
+        for _ in 0..2 {
             // SAFETY: validity is the caller's promise.
-            if unsafe { self.io.submission().push(&entry) }.is_ok() {
+            let pushed = unsafe {
+                match &mut self.queues {
+                    Pair::Plain(queues) => queues.push(&entry),
+                    Pair::Large(queues) => queues.push(&large()),
+                }
+            };
+            if pushed {
                 return;
             }
-            // Full: make room. An error shows again at the next `enter`, which reports it.
-            let _ = self.enter(0, None);
-            // SAFETY: as above.
-            if unsafe { self.io.submission().push(&entry) }.is_ok() {
-                return;
-            }
+            self.make_room();
         }
-        self.backlog.push_back(entry);
+        match &mut self.queues {
+            Pair::Plain(queues) => queues.backlog.push_back(entry),
+            Pair::Large(queues) => queues.backlog.push_back(large()),
+        }
     }
 
-    fn take_backlog(&mut self) {
-        while let Some(entry) = self.backlog.front() {
-            // SAFETY: validity was promised when the entry was queued and lasts until its completion.
-            if unsafe { self.io.submission().push(entry) }.is_err() {
-                return;
+    /// Queues a command of a device. False when this ring has no room for such: it was made for other things.
+    ///
+    /// # Safety
+    /// As `push_net`.
+    pub(crate) unsafe fn push_command(&mut self, entry: squeue::Entry128, class: Class, data: u64) -> bool {
+        let entry = entry.user_data(user_data(class, data));
+        for _ in 0..2 {
+            let Pair::Large(queues) = &mut self.queues else { return false };
+            // SAFETY: validity is the caller's promise.
+            if unsafe { queues.push(&entry) } {
+                self.outstanding += 1;
+                return true;
             }
-            self.backlog.pop_front();
+            self.make_room();
+        }
+        let Pair::Large(queues) = &mut self.queues else { return false };
+        queues.backlog.push_back(entry);
+        self.outstanding += 1;
+        true
+    }
+
+    /// The queue is full: submits it. With a backlog there is nothing to gain, as that goes first.
+    fn make_room(&mut self) {
+        if either!(&self.queues, q => q.backlog.is_empty()) {
+            // An error shows again at the next `enter`, which reports it.
+            let _ = self.enter(0, None);
         }
     }
 
     /// Submissions waiting for `enter`.
     pub(crate) fn queued(&mut self) -> usize {
-        self.io.submission().len() + self.backlog.len()
+        either!(&mut self.queues, q => q.io.submission().len() + q.backlog.len())
     }
 
     /// Whether completions can be reaped now.
     pub(crate) fn has_completions(&mut self) -> bool {
-        !self.io.completion().is_empty()
+        either!(&mut self.queues, q => !q.io.completion().is_empty())
     }
 
     /// Whether entering the kernel would make completions that are only waiting for that.
     pub(crate) fn has_deferred(&mut self) -> bool {
-        let queue = self.io.submission();
-        queue.taskrun() || queue.cq_overflow()
+        either!(&mut self.queues, q => {
+            let queue = q.io.submission();
+            queue.taskrun() || queue.cq_overflow()
+        })
     }
 
     /// Submits what is queued, makes deferred completions, and waits for `want` completions, at most for
     /// `timeout`; after `BATCH_WAIT_US` one is enough. One system call.
     pub(crate) fn enter(&mut self, want: u32, timeout: Option<Duration>) -> Result<(), CoreError> {
-        if !self.backlog.is_empty() {
-            self.take_backlog();
-        }
+        let queued = either!(&mut self.queues, q => {
+            if !q.backlog.is_empty() {
+                q.take_backlog();
+            }
+            q.io.submission().len() as u32
+        });
         self.stats.enters.add(1);
         let inline = std::mem::take(&mut self.inline);
-        let queued = self.io.submission().len() as u32;
-        let submitter = self.io.submitter();
+        let submitter = self.submitter();
         let entered = match timeout {
             // SAFETY: no argument is passed; the flags ask for nothing but completions.
             None => unsafe {
@@ -314,9 +404,10 @@ impl Ring {
 
     /// Moves up to `max` completions into `out`.
     pub(crate) fn reap(&mut self, out: &mut Vec<Completion>, max: usize) {
-        for entry in self.io.completion().take(max) {
+        let Self { queues, outstanding, .. } = self;
+        let each = |entry: cqueue::Entry| {
             if !cqueue::more(entry.flags()) {
-                self.outstanding = self.outstanding.saturating_sub(1);
+                *outstanding = outstanding.saturating_sub(1);
             }
             let class = match entry.user_data() >> CLASS_SHIFT {
                 1 => Class::Disk,
@@ -330,7 +421,8 @@ impl Ring {
                 result: entry.result(),
                 flags: entry.flags(),
             });
-        }
+        };
+        either!(queues, q => q.reap(max, each));
     }
 
     /// Cancels everything and waits until the kernel has let go of all memory. False when it has not

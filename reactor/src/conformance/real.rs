@@ -4,9 +4,11 @@
 
 use super::{CorePlan as Wanted, LIMIT_MS, Scenario, World, all};
 use crate::backend::{
-    CoreOptions, CorePlan, Cpu, DiskFile, ForeignCore, OUTSIDE, Poster, Running, Transport, launch,
+    Access, CoreOptions, CorePlan, Cpu, DiskFile, ForeignCore, OUTSIDE, Polling, Poster, Running, Transport,
+    launch,
 };
 use crate::env::{Env, Event, Service};
+use std::io::{Seek, SeekFrom, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -83,6 +85,15 @@ pub enum Disks {
     Files(&'static str),
     /// Loop devices over files on tmpfs.
     Loop,
+    /// Block devices: a scenario gets those that have the sizes it wants, and all that is on them is lost.
+    Devices {
+        /// Where they are.
+        paths: &'static [PathBuf],
+        /// How they are used.
+        access: Access,
+        /// Whether they are polled.
+        polling: Polling,
+    },
 }
 
 /// A loop device that is detached when dropped.
@@ -138,6 +149,8 @@ pub struct Real {
     // Dropped last: cores still use them until joined.
     loops: Vec<LoopDevice>,
     dirs: Vec<tempfile::TempDir>,
+    /// Devices that have been given away.
+    used: Vec<PathBuf>,
 }
 
 impl Real {
@@ -152,10 +165,33 @@ impl Real {
             posters: Vec::new(),
             loops: Vec::new(),
             dirs: Vec::new(),
+            used: Vec::new(),
         }
     }
 
+    /// An unused device of this size, full of zeroes.
+    #[allow(clippy::disallowed_methods, reason = "before any loop runs")]
+    fn device(&mut self, paths: &[PathBuf], access: Access, bytes: u64) -> Result<Arc<DiskFile>, String> {
+        for path in paths.iter().filter(|path| !self.used.contains(path)) {
+            let mut file = std::fs::OpenOptions::new().write(true).open(path).map_err(|e| e.to_string())?;
+            if file.seek(SeekFrom::End(0)).map_err(|e| e.to_string())? != bytes {
+                continue;
+            }
+            file.rewind()
+                .and_then(|()| file.write_all(&vec![0; bytes as usize]))
+                .map_err(|e| e.to_string())?;
+            file.sync_all().map_err(|e| e.to_string())?;
+            drop(file);
+            self.used.push(path.clone());
+            return DiskFile::open_for(path, access).map_err(|e| e.to_string());
+        }
+        Err(format!("no device of {bytes} bytes"))
+    }
+
     fn disk(&mut self, bytes: u64) -> Result<Arc<DiskFile>, String> {
+        if let Disks::Devices { paths, access, .. } = self.kind.disks {
+            return self.device(paths, access, bytes);
+        }
         let base = if let Disks::Files(base) = self.kind.disks { base } else { "/dev/shm" };
         let dir = tempfile::tempdir_in(base).map_err(|e| e.to_string())?;
         let path = dir.path().join("disk");
@@ -190,7 +226,11 @@ impl Real {
 
     fn options(&mut self, wanted: &Wanted) -> Result<CoreOptions, String> {
         let disks = wanted.disks.iter().map(|bytes| self.disk(*bytes)).collect::<Result<_, _>>()?;
-        Ok(CoreOptions { disks, arena_bytes: wanted.arena_bytes, ..CoreOptions::default() })
+        let polling = match self.kind.disks {
+            Disks::Devices { polling, .. } => polling,
+            _ => Polling::Never,
+        };
+        Ok(CoreOptions { disks, polling, arena_bytes: wanted.arena_bytes, ..CoreOptions::default() })
     }
 }
 

@@ -42,13 +42,8 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// Prepares disks where that has not been done and starts a node for each list of them. Nodes' files are in
-    /// `dir`.
-    pub fn start(context: &Context, dir: &Path, disks: &[Vec<PathBuf>]) -> Result<Self, GuestError> {
-        Self::start_with(context, dir, disks, 0, &[])
-    }
-
-    /// The same with further flags of `drystone node`. Disks that do not exist are made as files of `disk_bytes`.
+    /// Prepares disks where that has not been done and starts a node for each list of them, with further flags of
+    /// `drystone node`. Nodes' files are in `dir`. Disks that do not exist are made as files of `disk_bytes`.
     pub fn start_with(
         context: &Context,
         dir: &Path,
@@ -158,6 +153,15 @@ impl Nodes {
         let pids = (0..self.fleet.nodes.len()).filter_map(|index| self.fleet.pid(index));
         let times = pids.map(|pid| cli::procfs::cpu_time(pid).map(|time| time.total()));
         times.sum::<Result<Duration, _>>().map_err(GuestError::io("read the nodes' CPU time"))
+    }
+
+    /// Whether a node has a file open whose path begins like this.
+    pub fn has_open(&self, index: usize, path: &str) -> Result<bool, GuestError> {
+        let missing = || GuestError::Missing(format!("the process of node {}", index + 1));
+        let dir = format!("/proc/{}/fd", self.fleet.pid(index).ok_or_else(missing)?);
+        let entries = std::fs::read_dir(&dir).map_err(GuestError::io(format!("list {dir}")))?;
+        let mut targets = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        Ok(targets.any(|target| target.to_string_lossy().starts_with(path)))
     }
 
     /// Kills a node.

@@ -21,6 +21,8 @@ const WRITES: u64 = 120;
 const CONNECTIONS: &str = "drystone_rdma_connections";
 /// Connections of a node that have switched to it.
 const SWITCHES: &str = "drystone_rdma_switches_total";
+/// What a link's row says after its port went down.
+const PORT_DOWN: &str = "the port is down";
 /// Those that broke while they used it.
 const BREAKS: &str = "drystone_rdma_breaks_total";
 /// Work requests of a node, and the times that some were handed to the device.
@@ -55,6 +57,18 @@ impl Fabric {
         let mut load = Load { writer, acked: Vec::new() };
         load.more()?;
         Ok((fabric, load))
+    }
+
+    /// What `status --links` shows of connections that nodes' data cores have made to each other: the cells of each row.
+    fn rows_between_nodes(&self) -> Result<Vec<Vec<String>>, GuestError> {
+        let page = self.nodes.command(&["status", "--links"])?;
+        let cells = |line: &str| -> Vec<String> {
+            line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+        };
+        let wanted = |row: &Vec<String>| {
+            row.iter().any(|cell| cell == "out") && row.get(1).is_some_and(|core| core != "control")
+        };
+        Ok(page.lines().map(cells).filter(wanted).collect())
     }
 
     /// The sum of a counter over all nodes.
@@ -136,9 +150,43 @@ pub fn a_link_goes_down_and_tcp_takes_over_until_it_is_back(context: &Context) -
     wait_until("all RDMA connections to end", || Ok(fabric.sum(CONNECTIONS)? == 0.0))?;
     demand(fabric.sum(BREAKS)? > 0.0, || "no connection has broken".into())?;
     load.more()?;
+    let shown = fabric.rows_between_nodes()?;
+    let why = |row: &Vec<String>| row.last().is_some_and(|why| why == PORT_DOWN);
+    demand(shown.iter().any(why), || format!("no link says why it is on TCP: {shown:?}"))?;
+    demand(shown.iter().all(|row| row.iter().any(|cell| cell == "tcp")), || {
+        format!("not all on TCP: {shown:?}")
+    })?;
     let before = fabric.sum(SWITCHES)?;
     device.set("up")?;
     wait_until("nodes to use RDMA again", || Ok(fabric.sum(SWITCHES)? >= before + 6.0))?;
+    load.more()?;
+    let both = |row: &Vec<String>| why(row) && row.iter().filter(|cell| *cell == "rdma").count() == 2;
+    wait_until("links to be shown as RDMA, with what had happened", || {
+        Ok(fabric.rows_between_nodes()?.iter().any(both))
+    })?;
+    fabric.nodes.wait_clean()?;
+    load.verify()?;
+    fabric.nodes.end(&[])
+}
+
+/// The device is removed while nodes and a client have it open: they let go of it and go on over TCP.
+pub fn a_device_is_removed_and_tcp_takes_over(context: &Context) -> Result<(), GuestError> {
+    let device = rdma::make()?;
+    let (fabric, mut load) = Fabric::with_load(context, "auto")?;
+    wait_until("nodes to use RDMA", || Ok(fabric.sum(SWITCHES)? >= 6.0))?;
+    // Returns when nobody has the device open any more; the client is one of those, and has to be at work.
+    let removing = std::thread::Builder::new().spawn(move || drop(device));
+    let removing = removing.map_err(GuestError::io("start a thread"))?;
+    let deadline = Deadline::after(LIMIT);
+    while !removing.is_finished() {
+        load.more()?;
+        let late =
+            || GuestError::TimedOut { what: "the device to be removed".into(), seconds: LIMIT.as_secs() };
+        if deadline.passed() {
+            return Err(late());
+        }
+    }
+    demand(fabric.sum(CONNECTIONS)? == 0.0, || "connections use a device that is gone".into())?;
     load.more()?;
     fabric.nodes.wait_clean()?;
     load.verify()?;

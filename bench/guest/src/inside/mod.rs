@@ -2,9 +2,10 @@
 //!
 //! `system` has what every test needs of the machine, `drive` finds drives, `rdma` makes an RDMA device, `cluster`
 //! is nodes on drives, `pattern` blocks that say who wrote them. The tests themselves: `environment`, `disk`,
-//! `serving`, `fabric` (with `offers`, a hostile peer), `power_cut`.
+//! `serving`, `commands`, `fabric` (with `offers`, a hostile peer), `power_cut`.
 
 mod cluster;
+mod commands;
 mod disk;
 mod drive;
 mod environment;
@@ -49,7 +50,7 @@ pub const UNTIL_THE_CUT: &str = "a_cluster_writes_until_the_power_is_cut";
 const ORDINARY: &[Phase] = &[Phase::Tests];
 
 /// All tests, in the order in which a boot runs them.
-pub const TESTS: [Test; 22] = [
+pub const TESTS: [Test; 29] = [
     Test {
         name: "modules_load",
         about: "rdma_rxe, rdma_ucm and nvme load and make their devices",
@@ -123,6 +124,42 @@ pub const TESTS: [Test; 22] = [
         run: serving::a_drive_is_pulled_and_its_node_lives_on,
     },
     Test {
+        name: "three_nodes_serve_by_nvme_commands",
+        about: "the same cluster with NVMe passthrough: fio with verification, disks in order afterwards",
+        phases: ORDINARY,
+        run: serving::three_nodes_serve_by_nvme_commands,
+    },
+    Test {
+        name: "a_drive_under_commands_is_pulled",
+        about: "hot removal under NVMe passthrough",
+        phases: ORDINARY,
+        run: serving::a_drive_under_commands_is_pulled,
+    },
+    Test {
+        name: "disks_pass_the_conformance_suite",
+        about: "NVMe partitions through the block layer and with commands, interrupting and polled",
+        phases: ORDINARY,
+        run: commands::disks_pass_the_conformance_suite,
+    },
+    Test {
+        name: "commands_are_refused_where_they_cannot_be",
+        about: "disks in use, mounted ones and files take no NVMe commands",
+        phases: ORDINARY,
+        run: commands::commands_are_refused_where_they_cannot_be,
+    },
+    Test {
+        name: "large_operations_are_made_of_several_commands",
+        about: "operations larger than a command's limit, written on one way and read on another",
+        phases: ORDINARY,
+        run: commands::large_operations_are_made_of_several_commands,
+    },
+    Test {
+        name: "ways_to_a_drive_are_compared",
+        about: "CPU per read and write of each way, in one boot: figures, no limits",
+        phases: ORDINARY,
+        run: commands::ways_to_a_drive_are_compared,
+    },
+    Test {
         name: "net_rdma_passes_the_conformance_suite",
         about: "the environment conformance suite over soft RoCE, in launched cores and foreign hosts",
         phases: ORDINARY,
@@ -145,6 +182,12 @@ pub const TESTS: [Test; 22] = [
         about: "the interface of RDMA goes down under I/O: TCP, then RDMA again",
         phases: ORDINARY,
         run: fabric::a_link_goes_down_and_tcp_takes_over_until_it_is_back,
+    },
+    Test {
+        name: "a_device_is_removed_and_tcp_takes_over",
+        about: "rdma link delete under I/O: everybody lets go of the device and goes on over TCP",
+        phases: ORDINARY,
+        run: fabric::a_device_is_removed_and_tcp_takes_over,
     },
     Test {
         name: "forged_offers_harm_nobody",

@@ -48,6 +48,11 @@ fn files_device() -> Result<PathBuf, GuestError> {
     Drive::with_serial("files")?.partition(1)
 }
 
+fn nodes_on(context: &Context, dir: &Path, disks: &[Vec<PathBuf>]) -> Result<Nodes, GuestError> {
+    let flags: Vec<&str> = context.manifest.flags.iter().map(String::as_str).collect();
+    Nodes::start_with(context, dir, disks, 0, &flags)
+}
+
 const FILES_AT: &str = "/run/files";
 
 /// Writes to an image at random, each block by one write at a time.
@@ -183,7 +188,7 @@ pub fn a_cluster_writes_until_the_power_is_cut(context: &Context) -> Result<(), 
     if first {
         write_to_the_lossy_drive()?;
     }
-    let nodes = Nodes::start(context, files.path(), &disks()?)?;
+    let nodes = nodes_on(context, files.path(), &disks()?)?;
     if first {
         nodes.make_image(BLOCKS * BLOCK as u64)?;
     } else {
@@ -204,7 +209,7 @@ pub fn acknowledged_writes_survive_a_power_cut(context: &Context) -> Result<(), 
         check(&context.manifest.drystone, disk, false)?;
     }
     let files = Mount::of(&files_device()?, Path::new(FILES_AT))?;
-    let nodes = Nodes::start(context, files.path(), &disks)?;
+    let nodes = nodes_on(context, files.path(), &disks)?;
     nodes.wait_clean()?;
     Writer::open(&nodes.controls(), BLOCKS, 0)?.verify(&acks)?;
     let writes: BTreeSet<u64> = acks.iter().map(|ack| ack.stamp).collect();

@@ -27,12 +27,31 @@ fn files(at: &Path) -> Result<Mount, GuestError> {
     Mount::fresh(&Drive::with_serial("parts")?.partition(4)?, at)
 }
 
+/// Flags of nodes that use NVMe commands of their own, and what they have open then.
+const PASSTHROUGH: [&str; 2] = ["--nvme", "passthrough"];
+const GENERIC: &str = "/dev/ng";
+
 pub fn three_nodes_serve_an_image_from_partitions(context: &Context) -> Result<(), GuestError> {
+    serve_from_partitions(context, &[])
+}
+
+pub fn three_nodes_serve_by_nvme_commands(context: &Context) -> Result<(), GuestError> {
+    serve_from_partitions(context, &PASSTHROUGH)
+}
+
+fn serve_from_partitions(context: &Context, flags: &[&str]) -> Result<(), GuestError> {
     let files = files(Path::new("/run/serving"))?;
     let parts = Drive::with_serial("parts")?;
     let disks = (1..=3).map(|number| Ok(vec![parts.partition(number)?]));
     let disks = disks.collect::<Result<Vec<_>, GuestError>>()?;
-    let nodes = Nodes::start(context, files.path(), &disks)?;
+    for disk in disks.iter().flatten() {
+        wipe(disk)?;
+    }
+    let nodes = Nodes::start_with(context, files.path(), &disks, 0, flags)?;
+    for index in 0..disks.len() {
+        let generic = nodes.has_open(index, GENERIC)?;
+        demand(generic != flags.is_empty(), || format!("node {} uses the other path", index + 1))?;
+    }
     nodes.make_pool()?;
     nodes.round_trip(IMAGE, Path::new("/dev/shm"))?;
     verify_with_fio(context, &nodes)?;
@@ -65,15 +84,23 @@ fn verify_with_fio(context: &Context, nodes: &Nodes) -> Result<(), GuestError> {
 
 /// The third node has two disks; the drive of one is pulled while a client writes.
 pub fn a_drive_is_pulled_and_its_node_lives_on(context: &Context) -> Result<(), GuestError> {
+    pull(context, "large", &[])
+}
+
+pub fn a_drive_under_commands_is_pulled(context: &Context) -> Result<(), GuestError> {
+    pull(context, "large2", &PASSTHROUGH)
+}
+
+fn pull(context: &Context, serial: &str, flags: &[&str]) -> Result<(), GuestError> {
     let files = files(Path::new("/run/pulled"))?;
-    let (parts, pulled) = (Drive::with_serial("parts")?, Drive::with_serial("large")?);
+    let (parts, pulled) = (Drive::with_serial("parts")?, Drive::with_serial(serial)?);
     let lost = pulled.partition(1)?;
     let disks =
         vec![vec![parts.partition(1)?], vec![parts.partition(2)?], vec![parts.partition(3)?, lost.clone()]];
     for disk in disks.iter().flatten() {
         wipe(disk)?;
     }
-    let nodes = Nodes::start(context, files.path(), &disks)?;
+    let nodes = Nodes::start_with(context, files.path(), &disks, 0, flags)?;
     nodes.make_image_of(BLOCKS * pattern::BLOCK as u64, PULLED_PGS)?;
     let mut writer = super::power_cut::Writer::open(&nodes.controls(), BLOCKS, 1)?;
     let mut acked = Vec::new();
