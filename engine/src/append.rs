@@ -357,7 +357,7 @@ impl DataCore {
         let copies = 1 + (primary.all_members() & !lacking).count_ones();
         // A deletion on its way to such a member makes up for what it lacks: what follows must not leave it out.
         let awaited = obj.inflight.iter(&self.ops).any(|(_, op)| op.pending & lacking != 0);
-        let enough = copies >= u32::from(update.pool.min_copies);
+        let enough = copies >= u32::from(update.pool.min_copies).max(COPIES_BESIDE_RECOVERY_MIN);
         primary.in_sync_of(lacking) == 0 && !awaited && enough
     }
 

@@ -96,6 +96,9 @@ pub const SCAN_STEPS_PER_EVENT: usize = 4;
 pub const RECOVERY_PARALLEL: usize = 16;
 /// The same while clients are being served: recovery may cost them a fifth of their latency at most.
 pub const RECOVERY_PARALLEL_BUSY: usize = 2;
+/// Fewest copies that a change may be made on while others lack its object, whatever the pool's minimum: a block that
+/// decays would be the last of its kind, although there are members that could have it.
+pub const COPIES_BESIDE_RECOVERY_MIN: u32 = 2;
 /// Part of a busy core's work that recovery and scrub may take together, counted as `CLIENT_OP_COST_BYTES` says.
 pub const BACKGROUND_SHARE: (u64, u64) = (1, 5);
 /// What a client operation costs a core beside its bytes, in bytes: it takes about as long as reading and

@@ -67,6 +67,19 @@ fn norecover_pauses_the_background_and_writes_go_on_without_whoever_lacks_the_ob
 }
 
 #[test]
+fn a_write_is_not_left_to_the_only_copy_whatever_the_minimum() {
+    let mut c = Cluster::new(1);
+    c.decide(0, &[0], &[0]);
+    let conn = c.dial(0, 1);
+    c.put(conn, 7, 0, 1);
+    set(&mut c, Settings { norecover: true, ..Settings::default() });
+    c.decide(0, &[0, 1, 2], &[0]);
+    c.wait_state(0, PgState::Recovering);
+    c.put(conn, 7, 1, 2);
+    assert!(c.equal(&[0, 1, 2]));
+}
+
+#[test]
 fn a_write_that_needs_every_copy_brings_its_object_first() {
     let (mut c, conn) = unrecovered(3);
     c.put(conn, 7, 1, 2);
