@@ -90,6 +90,11 @@ impl Origins {
         self.stash = stash;
     }
 
+    /// The copy of `object` is `version` again: what came behind it was not made.
+    pub(crate) fn go_back(&mut self, object: ObjectId, version: Version) {
+        self.ring.retain(|entry| !is_of(entry, object) || entry.version <= version);
+    }
+
     /// Forgets what was announced and never came: another primary speaks now.
     pub(crate) fn forget_expected(&mut self) {
         self.stash.clear();

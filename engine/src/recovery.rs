@@ -9,7 +9,7 @@ use crate::config::*;
 use crate::core::{DataCore, ticket};
 use crate::op::{Exclusive, LOCAL, OpKind};
 use crate::peer::request;
-use crate::pg::{Link, Listing, Phase};
+use crate::pg::{Link, Listing, MemberState, Phase};
 use crate::share::Turn;
 use crate::slab::Key;
 use reactor::{Env, Frame, IoBuf, Mono};
@@ -196,15 +196,18 @@ impl DataCore {
         let Some(heal) = self.heals.get_mut(key) else { return };
         let Some(pg) = self.pgs.get(heal.pg) else { return };
         let Some(primary) = pg.primary.as_deref() else { return };
-        let source = primary.members.iter().enumerate().find(|(index, member)| {
+        let good = |(index, member): &(usize, &MemberState)| {
             member.in_sync
                 && member.link == Link::Up
                 && member.listing == Listing::Done
                 && member.desynced.is_none()
                 && heal.asked >> index & 1 == 0
-                && !member.missing.contains(&heal.object)
-        });
-        let Some((index, member)) = source else {
+        };
+        let members = || primary.members.iter().enumerate().filter(good);
+        let equal = members().find(|(_, member)| !member.missing.contains(&heal.object));
+        // No copy like the own one: what the others differ in was never acknowledged, so one of them is as right. (A
+        // change that comes with it is not recognised when it is sent again.)
+        let Some((index, member)) = equal.or_else(|| members().next()) else {
             tracing::error!(object = %heal.object, "no good copy is left to read");
             return self.end_heal(env, key, Status::Corrupt);
         };
@@ -233,15 +236,20 @@ impl DataCore {
             let pg = heal.pg;
             return self.supersede(pg, header.epoch);
         }
-        let own = self.objs.get(heal.obj).map(|obj| obj.presence);
+        let own = self.objs.get(heal.obj).and_then(|obj| obj.presence.version());
+        let lacks = primary.members.get(index).is_some_and(|member| member.missing.contains(&heal.object));
+        let fits = own == Some(header.version) || lacks;
         let blocks = header.block.count_ones() as usize;
         let data = frame.payload;
         let length = data.as_ref().map_or(0, IoBuf::len);
         let whole = length == blocks * BLOCK_BYTES
             && data.as_ref().is_none_or(|data| frame.crcs.matches(data.as_slice()))
             && frame.crcs.len() == blocks;
-        if header.status != Status::Ok || !whole || own != Some(Presence::Live(header.version)) {
+        if header.status != Status::Ok || !whole || !fits {
             return self.ask(env, key);
+        }
+        if own != Some(header.version) {
+            tracing::warn!(object = %heal.object, version = %header.version, "taken from a copy that differs in a change which nobody was told of");
         }
         let presence = Presence::Live(header.version);
         heal.presence = presence;
@@ -263,9 +271,16 @@ impl DataCore {
             };
         match stored {
             Ok(()) => {
+                let (object, obj) = (heal.object, heal.obj);
                 if let Some(heal) = self.heals.get_mut(key) {
                     heal.step = Step::Storing;
                     heal.data = None;
+                }
+                if let Some(obj) = self.objs.get_mut(obj) {
+                    obj.presence = Presence::Live(version);
+                }
+                if let Some(origins) = self.origins_mut(pg, at) {
+                    origins.go_back(object, version);
                 }
                 self.count_inflight(env, pg, at, true);
             }

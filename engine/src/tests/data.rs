@@ -135,21 +135,21 @@ fn a_restarted_member_gets_what_it_had_not_confirmed() {
     }
 }
 
+/// Damages every block of a node that holds this byte and no other; how many.
+fn damage(c: &Cluster, node: usize, byte: u8) -> usize {
+    let mut world = c.world.borrow_mut();
+    let blocks = &mut world.disks.get_mut(&node).unwrap().blocks;
+    let hit = blocks.values_mut().filter(|block| block.iter().all(|found| *found == byte));
+    hit.map(|block| block[17] ^= 1).count()
+}
+
 #[test]
 fn a_bad_local_copy_is_answered_from_another_and_repaired() {
     let mut c = Cluster::new(5);
     c.decide(0, &[0, 1, 2], &[0, 1, 2]);
     let conn = c.dial(0, 1);
     c.put(conn, 1, 2, 0x5a);
-    let damaged = {
-        let mut world = c.world.borrow_mut();
-        let blocks = &mut world.disks.get_mut(&0).unwrap().blocks;
-        let hit: Vec<u64> =
-            blocks.iter().filter(|(_, b)| b.iter().all(|byte| *byte == 0x5a)).map(|(at, _)| *at).collect();
-        hit.iter().for_each(|at| blocks.get_mut(at).unwrap()[17] ^= 1);
-        hit.len()
-    };
-    assert_eq!(damaged, 1);
+    assert_eq!(damage(&c, 0, 0x5a), 1);
     assert_eq!(c.get(conn, 1, 2), 0x5a);
     assert_eq!(c.nodes[&0].core.metrics.repaired.get(), 1);
     let reads_elsewhere =
@@ -162,15 +162,35 @@ fn a_bad_local_copy_is_answered_from_another_and_repaired() {
 }
 
 #[test]
+fn a_bad_copy_with_a_change_that_no_other_has_goes_back_behind_it() {
+    let mut c = Cluster::new(7);
+    c.decide(0, &[0, 1, 2], &[0, 1, 2]);
+    let conn = c.dial(0, 1);
+    c.put(conn, 1, 2, 0x5a);
+    c.world.borrow_mut().hold(0, 1);
+    c.world.borrow_mut().hold(0, 2);
+    c.write(conn, 1, 5, 9);
+    c.wait("only the primary to have it", |c| c.presence(0, 1).version().unwrap().counter == 2);
+    c.pass(50);
+    c.crash(0);
+    c.world.borrow_mut().release(0, 1);
+    c.world.borrow_mut().release(0, 2);
+    assert_eq!(damage(&c, 0, 0x5a), 1);
+    c.start(0);
+    c.decide(0, &[0, 1, 2], &[0, 1, 2]);
+    let conn = c.dial(0, 1);
+    assert_eq!((c.get(conn, 1, 2), c.get(conn, 1, 5)), (0x5a, 0));
+    c.wait_state(0, PgState::Clean);
+    assert!(c.equal(&[0, 1, 2]));
+}
+
+#[test]
 fn a_copy_that_is_bad_everywhere_is_an_error_and_never_data() {
     let mut c = Cluster::new(6);
     c.decide(0, &[0, 1, 2], &[0, 1, 2]);
     let conn = c.dial(0, 1);
     c.put(conn, 1, 2, 0x5a);
-    for disk in c.world.borrow_mut().disks.values_mut() {
-        let bad = disk.blocks.values_mut().filter(|block| block.iter().all(|byte| *byte == 0x5a));
-        bad.for_each(|block| block[17] ^= 1);
-    }
+    (0..3).for_each(|node| assert_eq!(damage(&c, node, 0x5a), 1));
     let request = c.read(conn, 1, 2);
     assert_eq!(c.status(request), Status::Corrupt);
     c.put(conn, 1, 2, 0x66);
