@@ -120,7 +120,7 @@ impl SliceState {
     fn stat(&self, stats: &StoreStats) -> SliceStat {
         SliceStat {
             size_bytes: stats.used_bytes + stats.free_bytes,
-            used_bytes: stats.used_bytes,
+            used_bytes: stats.used_bytes.saturating_sub(stats.superseded_bytes),
             objects: stats.objects - stats.tombstones.min(stats.objects),
             service_us: self.watch.service_us(),
             read_errors: self.watch.errors(),

@@ -289,12 +289,14 @@ impl SliceStore {
     fn merge_page(&mut self, page: u32, frame: u32) -> Option<u32> {
         let slice = self.geometry.slice;
         let bytes = self.cache.bytes_mut(frame)?;
+        let mut settled = 0;
         for i in 0..SLOTS_PER_PAGE {
             let slot = page * SLOTS_PER_PAGE as u32 + i as u32;
             let Some(head) = self.frozen.head(slot).copied() else { continue };
             let mut record = SlotMut::of(bytes, i);
             for change in self.frozen.changes(slot, u32::MAX) {
                 let old = record.block(change.block).addr;
+                settled += u64::from(!change.settled);
                 if !change.settled && old != 0 {
                     self.space.release(old);
                 }
@@ -306,6 +308,7 @@ impl SliceStore {
                 record.set_head(self.index.object(slot)?, head.version(), head.state());
             }
         }
+        self.frozen.unsettled = self.frozen.unsettled.saturating_sub(settled);
         Some(seal_page(bytes, slice, page, self.checkpoint.commit))
     }
 

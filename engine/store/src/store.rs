@@ -327,22 +327,28 @@ impl SliceStore {
         (end < self.index.slots()).then_some(ListCursor(end))
     }
 
-    /// Bytes in use and bytes free, as in `stats`.
+    /// Bytes in use and bytes that can be had, superseded ones among the latter.
     pub fn space(&self) -> (u64, u64) {
-        let free = self.available() + self.log.recyclable();
+        let free = self.available() + self.log.recyclable() + self.superseded();
         let block = BLOCK_BYTES as u64;
         (self.blocks.saturating_sub(free) * block, free * block)
+    }
+
+    /// Blocks that only a checkpoint frees.
+    fn superseded(&self) -> u64 {
+        self.active.unsettled + self.frozen.unsettled
     }
 
     /// Counters and gauges.
     pub fn stats(&self) -> StoreStats {
         let block = BLOCK_BYTES as u64;
-        let (used_bytes, free_bytes) = self.space();
+        let free_bytes = (self.available() + self.log.recyclable()) * block;
         StoreStats {
             objects: self.index.objects(),
             tombstones: self.index.tombstones(),
             data_blocks: self.index.data_blocks(),
-            used_bytes,
+            used_bytes: (self.blocks * block).saturating_sub(free_bytes),
+            superseded_bytes: self.superseded() * block,
             free_bytes,
             reserve_bytes: self.reserve() * block,
             commits: self.counters.commits,

@@ -303,6 +303,9 @@ pub struct StoreStats {
     pub data_blocks: u64,
     /// Bytes used, everything included.
     pub used_bytes: u64,
+    /// Of the bytes used, those of data that was overwritten or removed and wait for the next checkpoint. It comes
+    /// when their space is wanted, so they count as free wherever a slice's fill level matters.
+    pub superseded_bytes: u64,
     /// Bytes free, the reserve included.
     pub free_bytes: u64,
     /// Bytes a new object cannot have.

@@ -181,3 +181,34 @@ fn tombstones_of_objects_never_seen_work_when_full() {
     f.sound();
     assert_eq!(f.store.stats().tombstones, 200);
 }
+
+#[test]
+fn what_was_removed_counts_as_free_before_the_checkpoint_that_frees_it() {
+    let mut f = Full::new(11, 17);
+    let before = f.store.space().0;
+    for i in 0..10 {
+        f.write(object(1, i), 0, &[i + 1; 32]).unwrap();
+    }
+    // Now the pages name the blocks, and only a checkpoint can give them back.
+    close(&mut f.env, &mut f.store);
+    f.store = open(&mut f.env, f.geometry);
+    let (full, data) = (f.store.space().0, 320 * BLOCK_BYTES as u64);
+    assert!(full >= before + data, "{before} to {full} bytes");
+    for i in 0..10 {
+        f.counter += 1;
+        f.store.delete(&mut f.env, f.counter, object(1, i), version(f.counter)).unwrap();
+    }
+    settle(&mut f.env, &mut f.store);
+    let stats = f.store.stats();
+    assert_eq!((stats.checkpoints, stats.superseded_bytes), (0, data));
+    // One commit or a few are new.
+    let slack = 12 * BLOCK_BYTES as u64;
+    let (used, free) = f.store.space();
+    assert!(used <= full - data + slack, "{full} to {used} bytes");
+    assert_eq!(used + free, stats.used_bytes + stats.free_bytes);
+    close(&mut f.env, &mut f.store);
+    f.store = open(&mut f.env, f.geometry);
+    let stats = f.store.stats();
+    assert_eq!(stats.superseded_bytes, 0);
+    assert!(stats.used_bytes <= used, "{used} bytes were said, {} are used", stats.used_bytes);
+}
