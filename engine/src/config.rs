@@ -139,6 +139,9 @@ pub const PURGE_PARALLEL: usize = 8;
 pub const ERASE_PARALLEL: usize = 16;
 /// What erasing one costs, in bytes: no data is read or written, only the log grows.
 pub const ERASE_COST_BYTES: u64 = 8 << 10;
+/// How long erasing leaves a store alone that takes nothing before a checkpoint has ended, in milliseconds: a fraction
+/// of what a checkpoint takes.
+pub const ERASE_BUSY_MS: u64 = 10;
 /// How long after a start, or after PGs have left, what they left behind is looked for, in milliseconds: they leave
 /// by the dozen.
 pub const STRAYS_FIRST_MS: u64 = 1_000;

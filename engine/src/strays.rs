@@ -9,8 +9,8 @@
 //! start, after PGs have left, and again as long as something could not be erased yet.
 
 use crate::config::{
-    ERASE_COST_BYTES, ERASE_PARALLEL, SCAN_SLOTS_PER_STEP, STRAYS_FIRST_MS, STRAYS_RETRY_MAX_MS,
-    STRAYS_RETRY_MS,
+    ERASE_BUSY_MS, ERASE_COST_BYTES, ERASE_PARALLEL, SCAN_SLOTS_PER_STEP, STRAYS_FIRST_MS,
+    STRAYS_RETRY_MAX_MS, STRAYS_RETRY_MS,
 };
 use crate::core::{DataCore, Life, ticket};
 use crate::msg::CoreMsg;
@@ -59,6 +59,8 @@ struct Pass {
     heard: BTreeMap<PoolId, Leavings>,
     /// When the control core was asked, if it has not answered: the pass waits.
     asked: Option<Mono>,
+    /// Until when it leaves a store alone that has too much to do.
+    paused: Mono,
     erased: u64,
     /// Something was met that may not go yet.
     left: bool,
@@ -117,6 +119,11 @@ impl DataCore {
         // A question is lost where a core has more to tell than it may keep; housekeeping comes by here.
         pass.asked = pass.asked.filter(|asked| env.now() < asked.plus_ms(STRAYS_RETRY_MS));
         if pass.asked.is_some() {
+            self.strays.pass = Some(pass);
+            return;
+        }
+        if env.now() < pass.paused {
+            self.wake_at(env, pass.paused);
             self.strays.pass = Some(pass);
             return;
         }
@@ -182,7 +189,12 @@ impl DataCore {
                 Verdict::Erase => {
                     match self.erase(env, pass.at, entry) {
                         Ok(()) => pass.erased += 1,
-                        // No room now. It is met again by a pass of its own, not by this one in a circle.
+                        // A checkpoint makes room in moments.
+                        Err(StoreError::Busy) => {
+                            pass.paused = env.now().plus_ms(ERASE_BUSY_MS);
+                            return false;
+                        }
+                        // It is met again by a pass of its own, not by this one in a circle.
                         Err(_) => pass.left = true,
                     }
                     self.share.spend(env.now(), ERASE_COST_BYTES);
@@ -257,7 +269,15 @@ impl DataCore {
 
 impl Pass {
     fn over(at: usize) -> Self {
-        Self { at, cursor: ListCursor(0), heard: BTreeMap::new(), asked: None, erased: 0, left: false }
+        Self {
+            at,
+            cursor: ListCursor(0),
+            heard: BTreeMap::new(),
+            asked: None,
+            paused: Mono(0),
+            erased: 0,
+            left: false,
+        }
     }
 }
 

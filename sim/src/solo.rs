@@ -169,9 +169,27 @@ struct Solo {
 /// The comparison after an open: which prefix of the mutations explains all objects.
 struct Audit {
     waiting: BTreeMap<u64, u64>,
-    low: u64,
-    high: u64,
+    /// Per object, the prefixes after which it is as it was found: from one mutation up to another. An object that was
+    /// purged can be in the same state at several times.
+    spans: Vec<Vec<(u64, u64)>>,
     found: BTreeMap<u64, State>,
+}
+
+impl Audit {
+    /// Whether some prefix from `acked` on explains everything; else two mutations that contradict each other, of
+    /// which the first is there and the second is not.
+    fn explained(&self, acked: u64) -> Result<(), (u64, u64)> {
+        let lows = self.spans.iter().flatten().map(|(low, _)| *low).filter(|low| *low > acked);
+        let fits = |spans: &Vec<(u64, u64)>, prefix| {
+            spans.iter().any(|(low, high)| (*low..=*high).contains(&prefix))
+        };
+        if lows.chain([acked]).any(|prefix| self.spans.iter().all(|spans| fits(spans, prefix))) {
+            return Ok(());
+        }
+        let last = || self.spans.iter().filter_map(|spans| spans.last());
+        let held = last().map(|(low, _)| *low).max().unwrap_or_default().max(acked);
+        Err((held, last().map(|(_, high)| high.saturating_add(1)).min().unwrap_or_default()))
+    }
 }
 
 const TIMER: Token = Token(0xaa << 56);
@@ -217,8 +235,7 @@ impl Solo {
             cursor = store.list(at, 1000, |_| true, &mut listed);
         }
         let mut model = self.model.borrow_mut();
-        let mut audit =
-            Audit { waiting: BTreeMap::new(), low: model.acked, high: model.issued, found: BTreeMap::new() };
+        let mut audit = Audit { waiting: BTreeMap::new(), spans: Vec::new(), found: BTreeMap::new() };
         let mut known: Vec<u64> = model.objects.keys().copied().collect();
         for entry in &listed {
             if !known.contains(&entry.object.index) {
@@ -253,7 +270,6 @@ impl Solo {
             match decode(object, &data) {
                 Ok(state) => {
                     let list = model.objects.get(&object).cloned().unwrap_or_default();
-                    // Equal states can occur twice; take the widest span, the last match decides the rest.
                     let spans: Vec<(u64, u64)> = list
                         .iter()
                         .enumerate()
@@ -262,12 +278,11 @@ impl Solo {
                             (*number, list.get(at + 1).map_or(u64::MAX, |(next, _)| next - 1))
                         })
                         .collect();
-                    match spans.last() {
+                    match spans.last().copied() {
                         Some((low, high)) => {
-                            audit.low = audit.low.max(*low);
-                            audit.high = audit.high.min(*high);
                             audit.found.insert(object, state);
-                            if *high < model.acked {
+                            audit.spans.push(spans);
+                            if high < model.acked {
                                 let acked = model.acked;
                                 model.fail(format!(
                                     "object {object} is as it was after mutation {low}, but its mutation {} of {acked} acknowledged is lost",
@@ -314,11 +329,11 @@ impl Solo {
         }
         let Some(audit) = self.audit.take() else { return };
         let mut model = self.model.borrow_mut();
-        if audit.low > audit.high && model.violations.is_empty() {
+        if let Err((held, missed)) = audit.explained(model.acked)
+            && model.violations.is_empty()
+        {
             model.fail(format!(
-                "no prefix of the mutations explains the slice: an object holds mutation {}, another misses {}",
-                audit.low,
-                audit.high.saturating_add(1)
+                "no prefix of the mutations explains the slice: an object holds mutation {held}, another misses {missed}"
             ));
         }
         model.checked += 1;

@@ -56,6 +56,7 @@ pub(super) struct Cluster {
     planted: Planted,
     /// Changes that a slice remembers, from its next start on.
     pub(super) history_changes: usize,
+    pub(super) dirty_objects_max: u32,
     /// What a new primary gets.
     pub(super) lease_ms: u64,
     /// Nodes hear of a new record up to this much later, in nanoseconds.
@@ -90,6 +91,7 @@ impl Cluster {
             request: 0,
             planted,
             history_changes: store::HISTORY_CHANGES,
+            dirty_objects_max: StoreOptions::default().dirty_objects_max,
             lease_ms: 60_000,
             news_ns: 0,
             copies: 3,
@@ -147,6 +149,7 @@ impl Cluster {
             store: StoreOptions {
                 page_cache_bytes: 1 << 20,
                 history_changes: self.history_changes,
+                dirty_objects_max: self.dirty_objects_max,
                 ..Default::default()
             },
             scrub_bytes_per_second: crate::config::SCRUB_BYTES_PER_SECOND,

@@ -2,6 +2,7 @@
 
 use super::cluster::*;
 use crate::CoreMsg;
+use crate::config::STRAYS_RETRY_MS;
 use crate::msg::Leavings;
 use crate::planted::Planted;
 use std::collections::BTreeSet;
@@ -125,4 +126,32 @@ fn a_removed_pool_goes_whole_once_none_of_its_pgs_is_here() {
     answer(&mut c, Leavings::PoolRemoved);
     c.wait("erased", |c| here(c) == 0);
     assert!(matches!(c.presence(0, 5), Presence::Live(_)));
+}
+
+#[test]
+fn a_busy_store_delays_erasing_by_moments_only() {
+    const MANY: u64 = 100;
+    let mut c = Cluster::with(7, Planted::none());
+    c.dirty_objects_max = 64;
+    c.crash(2);
+    c.start(2);
+    c.decide(0, &[0, 1, 2], &[0, 1, 2]);
+    let conn = c.dial(0, 1);
+    for n in 0..MANY {
+        let mut header = Header::new(FrameKind::Write, 0);
+        (header.object, header.blocks) = (object(n), OBJECT_BLOCKS as u16);
+        let request = c.request(conn, header, Some(vec![1; OBJECT_BLOCKS * BLOCK_BYTES]));
+        assert_eq!(c.status(request), Status::Ok);
+    }
+    c.copies = 2;
+    c.record.target = vec![slice(0), slice(1)];
+    c.decide_for(&[0, 1], 0, &[0, 1], &[0, 1]);
+    c.tell(2, CoreMsg::PgGone { pg: PG });
+    next_question(&mut c);
+    // Checkpoints take a while on this disk, and nothing is accepted that would make the next one too large.
+    c.world.borrow_mut().disks.get_mut(&2).unwrap().slow_ns = 5_000_000;
+    answer(&mut c, settled());
+    c.pass(STRAYS_RETRY_MS - 1_000);
+    assert_eq!(c.nodes[&2].core.metrics.erased.get(), MANY, "before a second pass was due");
+    assert_eq!(c.nodes[&2].core.store_ref(0).unwrap().stats().objects, 0);
 }
