@@ -163,10 +163,13 @@ impl ControlCore {
         }
     }
 
-    /// Raft's messages may be lost: what cannot be sent now is not kept.
+    /// Raft's messages may be lost: what cannot be sent now is not kept. A member that has just come back may not know
+    /// where a leader is that joined meanwhile, and hears of it only in the entries that answers to that leader bring:
+    /// then they go back on the leader's own connection.
     pub(crate) fn carry(&mut self, env: &mut dyn Env, to: NodeId, bytes: Vec<u8>) {
-        if let Some(link) = self.link_to(to) {
-            link.send(env, &ControlMsg::Raft { bytes });
+        let msg = ControlMsg::Raft { bytes };
+        if self.link_to(to).is_none_or(|link| !link.send(env, &msg)) {
+            self.server.carry(env, to, &msg);
         }
     }
 

@@ -63,6 +63,8 @@ struct Session {
     out: VecDeque<Out>,
     out_bytes: usize,
     snapshots: usize,
+    /// Another member of the metadata group sends its messages here.
+    carries: bool,
     /// Closed by us; only `Closed` is awaited.
     closing: bool,
 }
@@ -128,6 +130,7 @@ impl Server {
             out: VecDeque::new(),
             out_bytes: 0,
             snapshots: 0,
+            carries: false,
             closing: false,
         };
         self.sessions.insert(conn, session);
@@ -243,7 +246,10 @@ impl Server {
                 self.subscribe(env, mirror, conn, prefixes);
                 None
             }
-            (ControlMsg::Raft { bytes }, Role::Node(from)) => Some(Asked::Raft { from, bytes }),
+            (ControlMsg::Raft { bytes }, Role::Node(from)) => {
+                self.sessions.get_mut(&conn)?.carries = true;
+                Some(Asked::Raft { from, bytes })
+            }
             (ControlMsg::Refused { node }, _) => Some(Asked::Refused(node)),
             // Statistics travel as keys; peers may still say so.
             (ControlMsg::Stats { .. } | ControlMsg::Error { .. }, _) => None,
@@ -347,6 +353,17 @@ impl Server {
         if let Some(session) = self.sessions.get_mut(&conn) {
             session.requests = session.requests.saturating_sub(1);
             self.send_msg(conn, &ControlMsg::MetaReply { ticket, reply });
+        }
+    }
+
+    /// Sends a message of the metadata group back over a connection on which its member sends its own.
+    pub fn carry(&self, env: &mut dyn Env, to: NodeId, msg: &ControlMsg) {
+        let its = |s: &Session| s.carries && !s.closing && s.role == Some(Role::Node(to));
+        if let Some((conn, _)) = self.sessions.iter().rev().find(|(_, session)| its(session))
+            && let Some(frame) = frames::control(msg)
+        {
+            // Lost where there is no room, as any of these may be.
+            let _ = Net::send(env, *conn, frame);
         }
     }
 
