@@ -11,9 +11,9 @@ const BACKLOG: i32 = 1024;
 const KEEPALIVE_IDLE_S: i32 = 3;
 const KEEPALIVE_INTERVAL_S: i32 = 1;
 const KEEPALIVE_PROBES: i32 = 3;
-/// Congestion control: one that sends at once. Hosts with BBR as their default pace every burst by a timer,
-/// which costs more than the burst.
-const CONGESTION: &[u8] = b"cubic";
+/// Congestion control: one that sends at once, the first that the kernel grants. Hosts with BBR as their default pace
+/// every burst by a timer, which costs more than the burst.
+const CONGESTION: [&[u8]; 2] = [b"cubic", b"reno"];
 /// How long sent bytes may stay unacknowledged before the connection is broken, in milliseconds.
 const USER_TIMEOUT_MS: i32 = 5_000;
 
@@ -118,16 +118,7 @@ fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> Result<(), i32> {
 /// Options of every connection: no delay, and an end within seconds when the peer is gone.
 pub(crate) fn tune(fd: &OwnedFd) -> Result<(), i32> {
     set(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
-    // SAFETY: passes a live byte string and its length. A kernel without the algorithm keeps its own.
-    unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_CONGESTION,
-            CONGESTION.as_ptr().cast(),
-            CONGESTION.len() as libc::socklen_t,
-        )
-    };
+    choose_congestion(fd);
     set(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
     set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_IDLE_S)?;
     set(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)?;
@@ -135,11 +126,33 @@ pub(crate) fn tune(fd: &OwnedFd) -> Result<(), i32> {
     set(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 }
 
+/// Chooses the congestion control. To be called before there is a connection: a socket that has begun with pacing goes
+/// on with it whatever is chosen later. A kernel that grants none of ours keeps its own.
+fn choose_congestion(fd: &OwnedFd) {
+    for name in CONGESTION {
+        // SAFETY: passes a live byte string and its length.
+        let done = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_CONGESTION,
+                name.as_ptr().cast(),
+                name.len() as libc::socklen_t,
+            )
+        };
+        if done == 0 {
+            return;
+        }
+    }
+}
+
 /// A listening socket and the address it got.
 pub(crate) fn listen(at: SocketAddr) -> Result<(OwnedFd, SocketAddr), NetError> {
     let error = |errno| if errno == libc::EADDRINUSE { NetError::InUse } else { NetError::Os(errno) };
     let fd = stream(at).map_err(error)?;
     set(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1).map_err(error)?;
+    // What it accepts is connected before anybody could choose.
+    choose_congestion(&fd);
     let addr = RawAddr::of(at);
     // SAFETY: the address is live and its length is its own.
     if unsafe { libc::bind(fd.as_raw_fd(), addr.as_ptr(), addr.len) } != 0 {
@@ -175,6 +188,34 @@ mod tests {
             let addr: SocketAddr = text.parse().unwrap();
             assert_eq!(RawAddr::of(addr).get(), addr);
         }
+    }
+
+    fn congestion_of(fd: &OwnedFd) -> Vec<u8> {
+        let (mut name, mut len) = ([0u8; 16], 16);
+        // SAFETY: name and length are valid to write to, and the length says how much room there is.
+        let got = unsafe {
+            libc::getsockopt(
+                fd.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_CONGESTION,
+                name.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        assert_eq!(got, 0);
+        name.into_iter().take_while(|byte| *byte != 0).collect()
+    }
+
+    #[test]
+    fn accepted_connections_never_had_another_congestion_control() {
+        let (listener, at) = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _there = std::net::TcpStream::connect(at).unwrap();
+        // SAFETY: plain system call; the result is checked before it becomes an owned descriptor.
+        let fd = unsafe { libc::accept(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
+        assert!(fd >= 0);
+        // SAFETY: `fd` is a fresh descriptor that nobody else owns.
+        let accepted = congestion_of(&unsafe { OwnedFd::from_raw_fd(fd) });
+        assert!(CONGESTION.contains(&accepted.as_slice()), "{:?}", String::from_utf8_lossy(&accepted));
     }
 
     #[test]
