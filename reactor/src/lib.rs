@@ -14,7 +14,9 @@ pub mod buf;
 pub mod conformance;
 pub mod env;
 mod planted;
+mod prefetch;
 
 pub use buf::{Arena, IoBuf, NoBuffers};
 pub use env::*;
 pub use planted::Planted;
+pub use prefetch::prefetch;

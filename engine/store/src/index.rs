@@ -179,7 +179,22 @@ impl Index {
     /// The slot of an object, live or tombstone.
     #[inline]
     pub(crate) fn find(&self, object: ObjectId) -> Option<u32> {
-        let image = self.find_image(object.pool.0, object.image.0)?;
+        self.find_in(self.find_image(object.pool.0, object.image.0)?, object)
+    }
+
+    /// The same for one object of several: `last` is the one before and its image's number, and becomes this one's.
+    #[inline]
+    pub(crate) fn find_next(&self, last: &mut Option<(ObjectId, u32)>, object: ObjectId) -> Option<u32> {
+        let image = match *last {
+            Some((before, image)) if (before.pool, before.image) == (object.pool, object.image) => image,
+            _ => self.find_image(object.pool.0, object.image.0)?,
+        };
+        *last = Some((object, image));
+        self.find_in(image, object)
+    }
+
+    #[inline]
+    fn find_in(&self, image: u32, object: ObjectId) -> Option<u32> {
         let hash = hash_object(image, object.index);
         self.shards
             .get(self.shard_of(hash))?

@@ -12,6 +12,8 @@ use hashbrown::HashTable;
 use wire::{Epoch, Version};
 
 use crate::index::SlotList;
+use reactor::prefetch;
+
 use crate::lists::{Entry, Lists};
 use crate::page::{BlockRef, SLOTS_PER_PAGE, SlotState};
 use crate::seg::Seg;
@@ -55,8 +57,16 @@ pub(crate) struct Change {
     pub(crate) settled: bool,
 }
 
+/// Where a slot's head is. The slot is here, too, so that a look-up touches no head but the right one, and that one
+/// only when it is wanted.
+#[derive(Clone, Copy)]
+struct Bucket {
+    slot: u32,
+    head: u32,
+}
+
 pub(crate) struct Overlay {
-    tables: [HashTable<u32>; TABLES],
+    tables: [HashTable<Bucket>; TABLES],
     heads: Seg<Head>,
     lists: Lists,
     entries: usize,
@@ -143,15 +153,33 @@ impl Overlay {
             return None;
         }
         let hash = hash_slot(slot);
-        self.tables
-            .get(table_of(hash))?
-            .find(hash, |h| self.heads.get(*h as usize).is_some_and(|h| h.slot == slot))
-            .copied()
+        self.tables.get(table_of(hash))?.find(hash, |bucket| bucket.slot == slot).map(|bucket| bucket.head)
     }
 
     #[inline]
     pub(crate) fn head(&self, slot: u32) -> Option<&Head> {
         self.heads.get(self.find(slot)? as usize)
+    }
+
+    /// The head of a slot that will be wanted soon.
+    #[inline]
+    pub(crate) fn coming(&self, slot: u32) {
+        if let Some(head) = self.head(slot) {
+            prefetch(head);
+        }
+    }
+
+    /// A change of a block that will be wanted soon; false when there is none.
+    #[inline]
+    pub(crate) fn coming_block(&self, head: &Head, block: u32) -> bool {
+        if 1u32.checked_shl(block).unwrap_or(0) & head.mask == 0 {
+            return false;
+        }
+        let list = self.lists.get(head.list, head.mask.count_ones());
+        if let Some(entry) = list.get(rank(head.mask, block as usize)) {
+            prefetch(entry);
+        }
+        true
     }
 
     /// The change of one block, if any.
@@ -181,11 +209,9 @@ impl Overlay {
             Some(at) => at,
             None => {
                 let at = self.heads.push(Head { slot, ..Head::default() }) as u32;
-                let heads = &self.heads;
                 let hash = hash_slot(slot);
                 if let Some(table) = self.tables.get_mut(table_of(hash)) {
-                    table
-                        .insert_unique(hash, at, |h| heads.get(*h as usize).map_or(0, |h| hash_slot(h.slot)));
+                    table.insert_unique(hash, Bucket { slot, head: at }, |bucket| hash_slot(bucket.slot));
                 }
                 self.mark_page(slot / SLOTS_PER_PAGE as u32);
                 at

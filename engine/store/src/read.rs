@@ -11,7 +11,6 @@ use reactor::{DiskError, DiskOp, Env, IoBuf};
 use wire::crc::ZERO_BLOCK_CRC;
 use wire::{BLOCK_BYTES, BlockCrcs, OBJECT_BLOCKS, ObjectId, block_crc};
 
-use crate::cache::Cache;
 use crate::overlay::Overlay;
 use crate::page::{BlockRef, SLOTS_PER_PAGE, Slot};
 use crate::planted::Bug;
@@ -209,24 +208,31 @@ impl SliceStore {
     /// Looks up where fresh reads find their objects, without doing anything yet.
     ///
     /// What a look-up finds in memory is rarely in the processor's caches, which the data of other reads passes through.
-    /// Back to back, with nothing in between, the processor waits for several of them at once.
+    /// One step of all reads after the other, each asking for what the next one needs, the processor waits for many of
+    /// them at once.
     pub fn locate_fresh(&mut self) {
         let Self { reads, index, cache, active, frozen, .. } = self;
         let Reads { table, fresh, located, .. } = reads;
         let new = fresh.get_mut(*located..).unwrap_or_default();
+        let mut last = None;
         for (id, slot) in new.iter_mut() {
-            *slot = table.get(*id as usize).and_then(|read| index.find(read.object));
+            *slot = table.get(*id as usize).and_then(|read| index.find_next(&mut last, read.object));
         }
-        let mut warm = 0;
+        for slot in new.iter().filter_map(|(_, slot)| *slot) {
+            active.coming(slot);
+        }
         for (id, slot) in new.iter() {
-            let first = table.get(*id as usize).map_or(0, |read| read.mask & read.mask.wrapping_neg());
+            let first = table.get(*id as usize).map_or(0, |read| read.mask.trailing_zeros());
             let Some(slot) = *slot else { continue };
-            let changed = |overlay: &Overlay| overlay.changes(slot, first).map(|change| change.to).next();
-            let at =
-                changed(active).or_else(|| changed(frozen)).or_else(|| block_in_page(cache, slot, first));
-            warm ^= at.map_or(0, |at| at.addr ^ u64::from(at.crc));
+            let changed =
+                |overlay: &Overlay| overlay.head(slot).is_some_and(|head| overlay.coming_block(head, first));
+            if !changed(active)
+                && !changed(frozen)
+                && let Some(page) = cache.peek(slot / SLOTS_PER_PAGE as u32)
+            {
+                Slot::of(page, slot as usize % SLOTS_PER_PAGE).prefetch(first as usize);
+            }
         }
-        std::hint::black_box(warm);
         *located = fresh.len();
     }
 
@@ -511,12 +517,6 @@ impl SliceStore {
         };
         self.events.push_back(event);
     }
-}
-
-/// Where a block of an object is, the one of `bit`, by its page if that is in memory.
-fn block_in_page(cache: &Cache, slot: u32, bit: u32) -> Option<BlockRef> {
-    let page = cache.peek(slot / SLOTS_PER_PAGE as u32)?;
-    Some(Slot::of(page, slot as usize % SLOTS_PER_PAGE).block(bit.trailing_zeros() as usize))
 }
 
 /// Blocks from `at` on that lie side by side on the device, or are all unwritten.
