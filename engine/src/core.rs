@@ -355,6 +355,10 @@ impl Service for DataCore {
         self.flush(env);
     }
 
+    fn coming(&self, events: &VecDeque<Event>) {
+        self.look_ahead(events);
+    }
+
     fn event(&mut self, env: &mut dyn Env, event: Event) {
         match event {
             Event::DiskDone { disk: _, token, result, op } => self.disk_done(env, token, result, op),

@@ -14,6 +14,7 @@
 
 mod activate;
 mod append;
+mod coming;
 mod commit;
 mod config;
 mod config_change;

@@ -3,6 +3,8 @@
 //! A key is 56 bits: slot number and the slot's turn. The top byte of a ticket or request number stays
 //! free for whoever hands keys out, so that one 64-bit number says whose it is.
 
+use reactor::prefetch_all;
+
 /// A slot and its turn. `Key::NONE` never names a value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Key(u64);
@@ -72,6 +74,17 @@ impl<T> Slab<T> {
         let at = self.slots.len() as u32;
         self.slots.push(Slot { turn: 0, value: Some(value) });
         Key::new(at, 0)
+    }
+
+    /// The `nth` value from here on will be inserted soon, if none is removed: its place is asked of memory.
+    #[inline]
+    pub(crate) fn coming(&self, nth: usize) {
+        let Some(free) = self.free.len().checked_sub(nth + 1).and_then(|at| self.free.get(at)) else {
+            return;
+        };
+        if let Some(slot) = self.slots.get(*free as usize) {
+            prefetch_all(slot);
+        }
     }
 
     #[inline]

@@ -15,6 +15,7 @@
 
 use crate::buf::{Arena, IoBuf, NoBuffers};
 use std::any::Any;
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use thiserror::Error;
@@ -353,6 +354,9 @@ pub enum Event {
 pub trait Service {
     /// Called once, before any event.
     fn start(&mut self, env: &mut dyn Env);
+    /// Called before a batch of several events, which come one by one right after: a service may ask memory for what
+    /// they will need. It must not matter whether this is called.
+    fn coming(&self, _events: &VecDeque<Event>) {}
     /// Called for every event. Bounded work.
     fn event(&mut self, env: &mut dyn Env, event: Event);
     /// Called once after every batch of events, and never without one.

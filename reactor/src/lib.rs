@@ -19,4 +19,4 @@ mod prefetch;
 pub use buf::{Arena, IoBuf, NoBuffers};
 pub use env::*;
 pub use planted::Planted;
-pub use prefetch::prefetch;
+pub use prefetch::{prefetch, prefetch_all};

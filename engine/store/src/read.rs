@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use reactor::{DiskError, DiskOp, Env, IoBuf};
+use reactor::{DiskError, DiskOp, Env, IoBuf, Token, prefetch};
 use wire::crc::ZERO_BLOCK_CRC;
 use wire::{BLOCK_BYTES, BlockCrcs, OBJECT_BLOCKS, ObjectId, block_crc};
 
@@ -414,6 +414,16 @@ impl SliceStore {
             let result = read.failed.map_or(Ok(()), Err);
             self.finish_read(id, result);
         }
+    }
+
+    /// The ticket of the read that a device operation is a part of, when that one is the next to be handled soon; what
+    /// it needs is asked of memory.
+    #[inline]
+    pub fn coming(&self, token: Token) -> Option<u64> {
+        let OpKind::Part { read, .. } = self.op_kind(token)? else { return None };
+        let read = self.reads.table.get(read as usize)?;
+        prefetch(&*read.found);
+        Some(read.ticket)
     }
 
     /// A part of a read has ended.

@@ -466,6 +466,12 @@ impl SliceStore {
         }
     }
 
+    /// What an operation in flight is for.
+    #[inline]
+    pub(crate) fn op_kind(&self, token: Token) -> Option<OpKind> {
+        self.ops.kinds.get(token.0.checked_sub(self.tokens.first)? as usize).copied()
+    }
+
     fn finish_op(&mut self, token: Token, now: Mono) -> Option<OpKind> {
         let id = token.0.checked_sub(self.tokens.first)?;
         let kind = std::mem::replace(self.ops.kinds.get_mut(id as usize)?, OpKind::Idle);

@@ -406,6 +406,9 @@ impl<S: Service + ?Sized> Core<S> {
         // What the service causes meanwhile belongs to the next batch.
         let most = self.env.events.len().min(BATCH_EVENTS);
         let mut batch = 0;
+        if most > 1 {
+            self.service.coming(&self.env.events);
+        }
         while batch < most {
             let Some(event) = self.env.events.pop_front() else { break };
             self.service.event(&mut self.env, event);
