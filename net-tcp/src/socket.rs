@@ -207,6 +207,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::disallowed_methods, reason = "the peer of an accepted socket, outside any loop")]
     fn accepted_connections_never_had_another_congestion_control() {
         let (listener, at) = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let _there = std::net::TcpStream::connect(at).unwrap();
