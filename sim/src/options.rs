@@ -95,6 +95,8 @@ pub enum Focus {
     Churn,
     /// Nodes that are stopped or cut off while their clocks run apart.
     Isolation,
+    /// Nodes that are stopped for about as long as a lease holds, and go on.
+    Pauses,
     /// Power cuts, of single nodes and of all at once.
     Power,
     /// A disk whose data decays, and scrubs that look for that.
@@ -265,6 +267,12 @@ impl Options {
                 (options.nodes, options.pg_count) = (options.nodes.max(4), options.pg_count.max(8));
                 (options.move_every_ns, options.image_bytes) = (500 * MS, 4096 * 4096);
                 FaultWeights { kill: 2, reset: 5, client_kill: 5, ..FaultWeights::default() }
+            }
+            Focus::Pauses => {
+                // Long enough for a lease to end, short enough that the node is back before others act on that.
+                options.fault_for_ns = 2 * SEC;
+                options.drift_ppm = 40_000;
+                FaultWeights { pause: 20, client_kill: 10, ..FaultWeights::default() }
             }
             Focus::Isolation => {
                 options.fault_for_ns = 4 * SEC;

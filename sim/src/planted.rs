@@ -5,7 +5,7 @@ use crate::run::{How, Outcome, Planted, Scenario, run};
 use std::time::Duration;
 
 /// Seeds a bug has until it must have been noticed.
-pub const SEEDS_MAX: u64 = 500;
+pub const SEEDS_MAX: u64 = 200;
 /// Seeds without a bug that must stay green, in every corner.
 pub const CONTROL_SEEDS: u64 = 10;
 
@@ -41,6 +41,7 @@ fn focus_of(bug: Planted) -> Focus {
             _ => Focus::Churn,
         },
         Planted::Control(Control::PickStalePrimary) => Focus::Churn,
+        Planted::Control(Control::KeepSessionAfterLostLease) => Focus::Pauses,
         Planted::Control(_) => Focus::Isolation,
         Planted::Consensus(_) => Focus::None,
         Planted::Client(_) => Focus::Breaks,
@@ -176,6 +177,7 @@ pub fn control_run(first_seed: u64) -> Option<Outcome> {
         Focus::GivingUp,
         Focus::Churn,
         Focus::Isolation,
+        Focus::Pauses,
         Focus::Power,
         Focus::Decay,
         Focus::Moves,
